@@ -1,0 +1,184 @@
+"""`m2jl compress` and its single stages: options and printing; the work is in the other modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", show_default=False)]
+OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
+RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
+DataFolder = Annotated[Path, typer.Option(help="Folder of PTB-XL.", show_default=False)]
+Cache = Annotated[
+    Path | None, typer.Option(help="Where prepared signals are kept.  [default: ~/.cache/m2jlnet]", show_default=False)
+]
+PRESET = "ptbxl-super"
+
+
+@app.callback()
+def _compress() -> None:
+    """From a trained network to what a board runs."""
+
+
+@app.command("compress")
+def compress(
+    checkpoint: Checkpoint,
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Folder for models and report.", show_default=False)],
+    recipe: RecipeName = PRESET,
+    cache: Cache = None,
+) -> None:
+    """Distil, export and quantize a trained network, proving each step; exit code 1 if accuracy falls too far.
+
+    Example: m2jl compress teacher.safetensors --data ptb-xl --out runs/compress
+    """
+    from compress.pipeline import run_pipeline
+    from compress.recipe import load_recipe
+    from train.cli import progress_bar, stepper
+    from train.presets import preset
+    from train.trainer import Hooks
+
+    loaded = load_recipe(recipe)
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(row: dict[str, float]) -> None:
+            bar.console.print(
+                f"epoch {row['epoch']:>3}/{loaded.student.epochs}  validation macro-AUC {row['macro_auc']:.4f}, "
+                f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s"
+            )
+
+        report = run_pipeline(
+            checkpoint,
+            loaded,
+            preset(PRESET),
+            data,
+            out,
+            cache=cache,
+            hooks=Hooks(stepper(bar, task), show),
+            say=lambda stage: bar.reset(task, description=stage, total=None),
+        )
+    for stage, row in report.stages.items():
+        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}" if "macro_auc" in row else ""
+        size = f", {row['file_kb']:.0f} KB, {row['latency_ms']['p50']:.2f} ms" if "file_kb" in row else ""
+        typer.echo(f"{stage:<9} {figures}{size}  {row['file']}")
+    typer.echo(f"passed; figures are of {report.validation}; {out / 'report.json'}")
+
+
+@app.command("distill")
+def distill(
+    checkpoint: Checkpoint,
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
+    recipe: RecipeName = PRESET,
+    cache: Cache = None,
+) -> None:
+    """Teach the recipe's student only; run again to go on after an interruption.
+
+    Example: m2jl distill teacher.safetensors --data ptb-xl --out runs/student
+    """
+    from compress.distill import distill as run
+    from compress.recipe import load_recipe
+    from train.checkpoint import load_network
+    from train.cli import progress_bar, stepper
+    from train.dataset import load_ptbxl
+    from train.presets import preset
+    from train.trainer import Hooks
+
+    loaded, chosen = load_recipe(recipe), preset(PRESET)
+    net, _ = load_network(checkpoint)
+    with progress_bar() as bar:
+        task = bar.add_task("recordings", total=None)
+        train_data = load_ptbxl(data, net.spec, chosen.train_folds, cache=cache)
+        validation = load_ptbxl(data, net.spec, [chosen.validation_fold], cache=cache)
+        result = run(
+            checkpoint,
+            loaded,
+            train_data,
+            validation,
+            out,
+            hooks=Hooks(stepper(bar, task)),
+            say=lambda stage: bar.reset(task, description=stage, total=None),
+        )
+    typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
+
+
+@app.command("export")
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
+) -> None:
+    """Export a checkpoint as one .onnx file with its ModelSpec inside.
+
+    Example: m2jl export runs/student/best.safetensors --out student.onnx
+    """
+    from compress.export import export as run
+
+    spec = run(checkpoint, out)
+    typer.echo(f"{out}: {spec.name}, {out.stat().st_size / 1024:.0f} KB")
+
+
+@app.command("quantize")
+def quantize(
+    model: OnnxModel,
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
+    method: Annotated[str, typer.Option(help="minmax, entropy or percentile.")] = "minmax",
+    records: Annotated[int, typer.Option(min=16, help="Calibration records, from the training folds.")] = 512,
+    cache: Cache = None,
+) -> None:
+    """Quantize an exported model to static int8 (Q/DQ, uint8 activations); thresholds are kept as they are.
+
+    Example: m2jl quantize student.onnx --data ptb-xl --out student-int8.onnx
+    """
+    from compress.quantize import METHODS
+    from compress.quantize import quantize as run
+    from runtime.model import read_model
+    from train.dataset import load_ptbxl
+    from train.presets import preset
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}", param_hint="--method")
+    _, spec = read_model(model)
+    calibration = load_ptbxl(data, spec, preset(PRESET).train_folds, cache=cache)
+    run(model, out, calibration, method=method, records=records)
+    typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
+
+
+@app.command("verify")
+def verify(
+    reference: OnnxModel,
+    candidate: Annotated[Path, typer.Argument(help="What was made of it.", show_default=False)],
+    data: DataFolder,
+    recipe: RecipeName = PRESET,
+    cache: Cache = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two .onnx models on the validation fold; exit code 1 if the recipe's gate refuses the second.
+
+    Example: m2jl verify student.onnx student-int8.onnx --data ptb-xl
+    """
+    import json
+
+    from compress.recipe import load_recipe
+    from compress.verify import check, compare
+    from runtime.model import Model
+    from train.dataset import load_ptbxl
+    from train.evaluate import onnx_logits
+    from train.presets import preset
+
+    gate = load_recipe(recipe).gate
+    models = [Model.load(path, threads=2) for path in (reference, candidate)]
+    validation = load_ptbxl(data, models[0].spec, [preset(PRESET).validation_fold], cache=cache)
+    logits = [onnx_logits(model, validation) for model in models]
+    comparison = compare(logits[0], logits[1], validation, models[0].spec)
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict()))
+    else:
+        for name, value in comparison.as_dict().items():
+            typer.echo(f"{name:<17} {value}")
+    check(comparison, "verify", gate)

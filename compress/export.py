@@ -1,0 +1,81 @@
+"""Export: a checkpoint becomes one .onnx file that carries its own `ModelSpec`.
+
+    export(Path("best.safetensors"), Path("student.onnx"))
+
+Opset 20: what TensorRT 10 and ONNX Runtime both take.  The batch is dynamic, weights are inside, the projection heads
+are gone, and the exporter's notes on source files are removed from the nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from runtime.spec import METADATA_KEY, ModelSpec
+from train.checkpoint import load_network
+from train.model import M2JLNet
+
+OPSET = 20
+
+
+def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+    """Write a graph with its spec in the metadata; the file appears whole or not at all."""
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, spec.to_json()
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.graph.metadata_props[:]
+    model.producer_name, model.producer_version = "m2jl", ""
+    onnx.checker.check_model(model)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(model.SerializeToString())
+    os.replace(partial, path)
+
+
+def to_onnx(net: M2JLNet) -> onnx.ModelProto:
+    """The network's graph, `ecg` and `spectrogram` in, `logits` out, with a dynamic batch."""
+    spec = net.spec
+    example = (
+        torch.zeros(2, len(spec.leads), spec.window_samples),
+        torch.zeros(2, len(spec.leads), spec.bins, spec.frames),
+    )
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            net.eval(),
+            example,
+            input_names=["ecg", "spectrogram"],
+            output_names=["logits"],
+            dynamic_shapes={"ecg": {0: batch}, "spectrogram": {0: batch}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def export(checkpoint: Path, path: Path, spec: ModelSpec | None = None) -> ModelSpec:
+    """Export a checkpoint; give the spec that went into the file.
+
+    Args:
+        spec: instead of the checkpoint's own (other thresholds, more provenance).
+
+    Raises:
+        train.errors.CheckpointError: the checkpoint cannot be used.
+    """
+    net, _ = load_network(checkpoint)
+    spec = spec or net.spec
+    save_with_spec(to_onnx(net), spec, path)
+    return spec

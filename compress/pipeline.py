@@ -1,0 +1,158 @@
+"""`m2jl compress`: teacher -> student -> .onnx -> int8, each stage proven against the one before.
+
+    report = run_pipeline(Path("teacher.safetensors"), recipe, Path("ptb-xl"), Path("out"))
+
+Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx`` and
+``report.json``.  The shipped file's thresholds are tuned on the validation fold with the quantized model's own
+probabilities.  A stage that loses more than the gate allows ends the run with `GateFailed`; the report is written
+all the same and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.distill import distill
+from compress.errors import GateFailed
+from compress.export import export
+from compress.quantize import quantize, with_spec
+from compress.recipe import Recipe
+from compress.verify import Comparison, check, compare
+from runtime.bench import BenchConfig, bench
+from runtime.model import Model
+from runtime.session import write_atomically
+from train.checkpoint import load_network
+from train.dataset import EcgData, load_ptbxl
+from train.evaluate import onnx_logits
+from train.metrics import best_thresholds, sigmoid
+from train.presets import Preset
+from train.trainer import Hooks, predict
+
+
+@dataclass(slots=True)
+class Report:
+    """What the stages gave; `write` keeps it."""
+
+    recipe: dict[str, Any]
+    teacher: str
+    validation: str
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    passed: bool = False
+    failure: str = ""
+
+    def write(self, path: Path) -> None:
+        """Write `report.json`."""
+        fields = {
+            "recipe": self.recipe,
+            "teacher": self.teacher,
+            "validation": self.validation,
+            "stages": self.stages,
+            "passed": self.passed,
+            "failure": self.failure,
+        }
+        write_atomically(path, json.dumps(fields, indent=1) + "\n")
+
+
+def tuned(path: Path, logits: NDArray[np.float32], data: EcgData, measured: dict[str, float | int | str]) -> None:
+    """Put thresholds tuned on these logits, and what was measured, into an .onnx file's spec."""
+    thresholds = best_thresholds(data.targets.astype(bool), sigmoid(logits))
+    spec = Model.load(path).spec
+    with_spec(path, spec.model_copy(update={"thresholds": tuple(float(t) for t in thresholds), "measured": measured}))
+
+
+def _figures(comparison: Comparison, fold: int, records: int) -> dict[str, float | int | str]:
+    return {
+        "fold": fold,
+        "records": records,
+        "macro_auc": round(float(comparison.auc.mean()), 4),
+        "macro_f1": round(float(comparison.f1.mean()), 4),
+    }
+
+
+def run_pipeline(
+    teacher: Path,
+    recipe: Recipe,
+    preset: Preset,
+    data: Path,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    hooks: Hooks | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Report:
+    """Run all stages; distillation goes on where it left off, the rest takes minutes and is run anew.
+
+    Raises:
+        GateFailed: a stage lost too much; `report.json` is there.
+        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
+    """
+    net, _ = load_network(teacher)
+    fold = preset.validation_fold
+    say("recordings")
+    train_data = load_ptbxl(data, net.spec, preset.train_folds, cache=cache)
+    validation = load_ptbxl(data, net.spec, [fold], cache=cache)
+    report = Report(recipe.model_dump(), str(teacher), f"PTB-XL fold {fold}, {len(validation)} records")
+    teacher_logits = predict(net, validation)
+    report.stages["teacher"] = {"file": str(teacher), "parameters": net.spec.parameters, "macs": net.spec.macs}
+    result = distill(teacher, recipe, train_data, validation, out / "student", hooks=hooks, say=say)
+    student, _ = load_network(result.best)
+    student_logits = predict(student, validation)
+    report.stages["distill"] = {
+        "file": str(result.best),
+        "parameters": student.spec.parameters,
+        "macs": student.spec.macs,
+        "epoch": result.best_epoch,
+        **compare(teacher_logits, student_logits, validation, student.spec).as_dict(),
+    }
+    try:
+        _deploy(recipe, result.best, student_logits, train_data, validation, fold, out, report, say)
+        report.passed = True
+    except GateFailed as error:
+        report.failure = str(error)
+        raise
+    finally:
+        report.write(out / "report.json")
+    return report
+
+
+def _deploy(
+    recipe: Recipe,
+    checkpoint: Path,
+    reference: NDArray[np.float32],
+    train_data: EcgData,
+    validation: EcgData,
+    fold: int,
+    out: Path,
+    report: Report,
+    say: Callable[[str], None],
+) -> None:
+    """Export, quantize, verify each, and measure both files."""
+    spec = load_network(checkpoint)[0].spec
+    fp32, int8 = out / f"{recipe.name}-fp32.onnx", out / f"{recipe.name}-int8.onnx"
+
+    def verify(stage: str, path: Path, before: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits = onnx_logits(Model.load(path, threads=2), validation)
+        comparison = compare(before, logits, validation, spec)
+        report.stages[stage] = {"file": str(path), **comparison.as_dict(), "passed": False}
+        check(comparison, stage, recipe.gate)
+        report.stages[stage]["passed"] = True
+        tuned(path, logits, validation, _figures(comparison, fold, len(validation)))
+        return logits
+
+    say("export")
+    export(checkpoint, fp32)
+    exported = verify("export", fp32, reference)
+    say("quantize")
+    how = recipe.quantize
+    quantize(fp32, int8, train_data, method=how.method, records=how.records, seed=how.seed)
+    verify("quantize", int8, exported)
+    say("benchmark")
+    for stage, row in zip(("export", "quantize"), bench([fp32, int8], BenchConfig(), []), strict=True):
+        report.stages[stage] |= {key: row[key] for key in ("sha256", "latency_ms", "file_kb", "machine")}

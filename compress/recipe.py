@@ -1,0 +1,95 @@
+"""Recipes: what `m2jl compress` does to a checkpoint, as validated TOML.
+
+recipe = load_recipe("ptbxl-super")            # a shipped one, or a path
+recipe.student.net, recipe.gate.max_auc_drop
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.errors import RecipeError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Student(_Section):
+    """The network that is taught, and for how long."""
+
+    net: str
+    epochs: Count = 30
+    batch: Count = 64
+    peak_rate: Positive = 3e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
+    seed: int = 1
+
+
+class Distill(_Section):
+    """How the teacher's word and the labels are weighed.
+
+    The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus the contrastive task with its own weight.
+    """
+
+    temperature: Positive = 2.0
+    teacher_share: Share = 0.7
+    contrastive: Annotated[float, Field(ge=0.0)] = 0.05
+
+
+class Quantize(_Section):
+    """Static int8: how ranges are found, on how many recordings of the training folds."""
+
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    records: Annotated[int, Field(ge=16)] = 512
+    seed: int = 1
+
+
+class Gate(_Section):
+    """What a stage may cost at most, on the validation fold."""
+
+    max_export_error: Positive = 1e-3
+    max_auc_drop: Positive = 0.003
+    max_f1_drop: Positive = 0.005
+
+
+class Recipe(_Section):
+    """A whole recipe."""
+
+    name: str
+    student: Student
+    distill: Distill = Distill()
+    quantize: Quantize = Quantize()
+    gate: Gate = Gate()
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by path, or a shipped one by name.
+
+    Raises:
+        RecipeError: missing, not TOML, or with a key or value that makes no sense; the message names it.
+    """
+    shipped = files("compress").joinpath("recipes", f"{name}.toml")
+    source = Path(str(shipped)) if shipped.is_file() else Path(name)
+    try:
+        fields = tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(p.name.removesuffix(".toml") for p in files("compress").joinpath("recipes").iterdir())
+        raise RecipeError(f"there is no recipe {name}; shipped ones: {', '.join(known)}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read recipe {source}: {error}") from error
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"recipe {source}: {where}: {first['msg'].lower()}") from error

@@ -1,0 +1,99 @@
+"""Is it still the same model?  Logits against the stage before, and what the task lost, on real windows.
+
+    comparison = compare(reference, candidate, data)
+    check(comparison, stage="quantize", gate=recipe.gate)         # raises GateFailed
+
+Judged on the validation fold: the test fold takes no part in any decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.errors import GateFailed
+from compress.recipe import Gate
+from runtime.spec import ModelSpec
+from train.dataset import EcgData
+from train.metrics import Confusion, auc, best_thresholds, sigmoid
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A candidate beside its reference, both at thresholds tuned on the same recordings.
+
+    Attributes:
+        max_error, mean_error: of logits, absolute.
+        auc, f1: per label (labels,), of the candidate.
+        auc_drop, f1_drop: per label, reference minus candidate.
+    """
+
+    labels: tuple[str, ...]
+    max_error: float
+    mean_error: float
+    auc: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    auc_drop: NDArray[np.float64]
+    f1_drop: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "max_logit_error": round(self.max_error, 6),
+            "mean_logit_error": round(self.mean_error, 6),
+            "macro_auc": round(float(self.auc.mean()), 4),
+            "macro_f1": round(float(self.f1.mean()), 4),
+            "macro_auc_drop": round(float(self.auc_drop.mean()), 4),
+            "macro_f1_drop": round(float(self.f1_drop.mean()), 4),
+            "auc_drop": {label: round(float(d), 4) for label, d in zip(self.labels, self.auc_drop, strict=True)},
+            "f1_drop": {label: round(float(d), 4) for label, d in zip(self.labels, self.f1_drop, strict=True)},
+        }
+
+
+def compare(
+    reference: NDArray[np.float32], candidate: NDArray[np.float32], data: EcgData, spec: ModelSpec
+) -> Comparison:
+    """Compare two models' logits (records, labels) on the same recordings."""
+    truth = data.targets.astype(bool)
+    auc_of, f1_of = [], []
+    for logits in (reference, candidate):
+        probability = sigmoid(logits)
+        auc_of.append(np.array([auc(truth[:, k], probability[:, k]) for k in range(truth.shape[1])]))
+        decided = probability >= best_thresholds(truth, probability)
+        f1_of.append(Confusion.of(truth, decided).f1())
+    error = np.abs(reference - candidate)
+    return Comparison(
+        spec.labels,
+        float(error.max()),
+        float(error.mean()),
+        auc_of[1],
+        f1_of[1],
+        auc_of[0] - auc_of[1],
+        f1_of[0] - f1_of[1],
+    )
+
+
+def check(comparison: Comparison, stage: str, gate: Gate) -> None:
+    """Refuse a stage's result that lost too much.
+
+    Raises:
+        GateFailed: names the stage, the figure, its limit and the label that lost most.
+    """
+    if stage == "export" and comparison.max_error > gate.max_export_error:
+        raise GateFailed(
+            f"export: logits differ by up to {comparison.max_error:.2g} from the checkpoint's, "
+            f"more than {gate.max_export_error:g}"
+        )
+    for figure, drop, limit in (
+        ("macro-AUC", comparison.auc_drop, gate.max_auc_drop),
+        ("macro-F1", comparison.f1_drop, gate.max_f1_drop),
+    ):
+        # A NaN must not pass: every comparison with it is false.
+        if not float(drop.mean()) <= limit:
+            worst = int(np.nanargmax(np.where(np.isnan(drop), np.inf, drop)))
+            raise GateFailed(
+                f"{stage}: {figure} fell by {drop.mean():.4f}, more than {limit:g}; "
+                f"most on {comparison.labels[worst]} ({drop[worst]:.4f})"
+            )

@@ -1,0 +1,42 @@
+"""The serial side of M2JLNet Edge: the wire protocol, the link to a board, and a board that is emulated.
+
+    from firmware_bridge import Device
+
+    with Device.open("serial:///dev/ttyUSB0?baud=230400") as device:
+        device.start()
+        for block in device.blocks():
+            ...  # block.ecg_mv is (leads, samples) in mV; block.missing_samples were lost before it
+
+`docs/protocol.md` describes the wire byte by byte.
+"""
+
+from firmware_bridge.blocks import Block, BlockAssembler
+from firmware_bridge.decoder import Decoder
+from firmware_bridge.device import Device, DeviceStats
+from firmware_bridge.errors import (
+    BridgeError,
+    LinkLost,
+    NoDevice,
+    PortError,
+    ProtocolError,
+    RecordingError,
+)
+from firmware_bridge.protocol import Frame
+from firmware_bridge.recording import Recording, read_recording
+
+__all__ = [
+    "Block",
+    "BlockAssembler",
+    "BridgeError",
+    "Decoder",
+    "Device",
+    "DeviceStats",
+    "Frame",
+    "LinkLost",
+    "NoDevice",
+    "PortError",
+    "ProtocolError",
+    "Recording",
+    "RecordingError",
+    "read_recording",
+]

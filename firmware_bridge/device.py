@@ -1,0 +1,283 @@
+"""A wearable on the other end of a cable: open it, start it, take blocks of millivolts until it stops.
+
+    with Device.open("serial:///dev/ttyUSB0?baud=230400") as device:
+        print(device.info.device_id, device.info.leads, device.info.rate_hz)
+        device.start()
+        for block in device.blocks():
+            consume(block)
+
+`blocks` ends when the device says that it stopped and raises `LinkLost` when the port goes or falls silent. A
+device that streams without being asked needs no `start`, and does not mind one. One that restarts by itself
+while it was to stream is started again; the first block after that says `restarted`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from firmware_bridge.blocks import Block, BlockAssembler
+from firmware_bridge.decoder import Decoder
+from firmware_bridge.errors import DropReason, LinkLost, NoDevice, ProtocolError
+from firmware_bridge.link import Link
+from firmware_bridge.messages import (
+    Ack,
+    Command,
+    CommandKind,
+    ErrorReport,
+    Info,
+    Log,
+    LogLevel,
+    Result,
+    Samples,
+    Status,
+    StopReason,
+)
+from firmware_bridge.protocol import Frame
+
+__all__ = ["Block", "BlockAssembler", "Device", "DeviceStats"]
+
+_log = logging.getLogger("firmware_bridge")
+
+_RETRY_S = 0.5
+"""A command without an answer is sent again after this time."""
+_LOG_LEVELS = {LogLevel.DEBUG: logging.DEBUG, LogLevel.WARNING: logging.WARNING}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """What came over the link so far. Samples are counted per lead; all else in bytes and frames."""
+
+    bytes_received: int
+    frames: int
+    crc_errors: int
+    framing_errors: int
+    """Not COBS, too short, or too long: with the wrong baud rate nearly everything is."""
+    other_version: int
+    unknown_types: int
+    malformed: int
+    samples_received: int
+    samples_missing: int
+    samples_before_info: int
+    duplicates: int
+    rejected: int
+    restarts: int
+
+
+class Device:
+    """A device that has introduced itself. Make one with `Device.open`."""
+
+    def __init__(self, link: Link, timeout_s: float = 5.0) -> None:
+        """Take over `link` and wait for the device to say what it is; the link is closed if it does not."""
+        self._link = link
+        self._timeout_s = timeout_s
+        self._decoder = Decoder()
+        self._assembler = BlockAssembler()
+        self._ready: deque[Block] = deque()
+        self._command_id = random.randrange(1 << 16)
+        self._sequence = 0
+        self._ack: Ack | None = None
+        self._started = False
+        self._stopped = False
+        self._streaming = False
+        self._interrupted = False
+        self._closed = False
+        self._layout: tuple[tuple[str, ...], int] | None = None
+        try:
+            self._info = self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, url: str, timeout_s: float = 5.0) -> Self:
+        """Open the port at `url` and wait up to `timeout_s` for the device's INFO.
+
+        The same time later bounds how long a command may stay unanswered and a streaming device silent.
+        Raises `PortError` if the port cannot be opened, `NoDevice` if nothing answers, `ProtocolError` for
+        another version.
+        """
+        return cls(Link.open(url), timeout_s)
+
+    @property
+    def info(self) -> Info:
+        """What the device said of itself, most recently."""
+        return self._info
+
+    @property
+    def url(self) -> str:
+        """Where the device is."""
+        return self._link.url
+
+    @property
+    def stats(self) -> DeviceStats:
+        """The counters as they are now."""
+        decoder, assembler = self._decoder.stats, self._assembler.stats
+        return DeviceStats(
+            bytes_received=decoder.bytes_received,
+            frames=decoder.frames,
+            crc_errors=decoder.dropped[DropReason.CRC],
+            framing_errors=decoder.dropped[DropReason.FRAMING] + decoder.dropped[DropReason.OVERLONG],
+            other_version=decoder.dropped[DropReason.VERSION],
+            unknown_types=decoder.dropped[DropReason.UNKNOWN_TYPE],
+            malformed=decoder.dropped[DropReason.MALFORMED],
+            samples_received=assembler.samples_received,
+            samples_missing=assembler.samples_missing,
+            samples_before_info=assembler.samples_before_info,
+            duplicates=assembler.duplicates,
+            rejected=assembler.rejected,
+            restarts=assembler.restarts,
+        )
+
+    def start(self) -> None:
+        """Make the device stream. Returns once it confirmed, or once samples come, whichever is first."""
+        self._streaming = False
+        self._command(CommandKind.START)
+        self._started = not self._stopped  # a short recording may be over by now
+
+    def stop(self) -> None:
+        """Make the device stop. What it sent before is still delivered by `blocks`, which then ends."""
+        self._started = False
+        self._command(CommandKind.STOP)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield blocks as they arrive until the device says it stopped, or `interrupt` or `close` was called.
+
+        Raises `LinkLost` when the port goes, or when no frame came for `timeout_s`: a working device says
+        something every second, so silence is a fault and never an end.
+        """
+        heard_s = time.monotonic()
+        while not (self._interrupted or self._closed):
+            if self._ready:
+                yield self._ready.popleft()
+                heard_s = time.monotonic()
+            elif self._stopped:
+                return
+            elif self._pump():
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > self._timeout_s:
+                raise LinkLost(f"lost {self.url}: the device has said nothing for {self._timeout_s:g} s")
+
+    def interrupt(self) -> None:
+        """Make `start` and `blocks` end within a tenth of a second, and `blocks` at once from then on.
+
+        May be called from a signal handler or another thread.
+        """
+        self._interrupted = True
+
+    def close(self) -> None:
+        """Stop the device if it was started from here, and release the port. Safe at any time and more than
+        once."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._started:
+            try:
+                self._send(CommandKind.STOP)
+            except LinkLost as error:
+                _log.debug("closing: %s", error)
+        self._link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _greet(self) -> Info:
+        for _ in self._attempts(CommandKind.HELLO):
+            if self._assembler.info is not None:
+                return self._assembler.info
+        stats = self.stats
+        if stats.other_version:
+            raise ProtocolError(f"the device at {self.url} speaks another version: {self._decoder.stats.last_error}")
+        if stats.bytes_received and not stats.frames:
+            raise NoDevice(
+                f"{stats.bytes_received} bytes came from {self.url} and no frame among them: is the baud rate right?"
+            )
+        raise NoDevice(f"no device answers at {self.url} within {self._timeout_s:g} s: is it on, and is this its port?")
+
+    def _command(self, kind: CommandKind) -> None:
+        """Send a command until it is acknowledged; for START, samples are as good, and `interrupt` gives up."""
+        self._ack = None
+        for _ in self._attempts(kind):
+            if self._ack is not None and self._ack.result is not Result.OK:
+                raise ProtocolError(f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}")
+            if self._ack is not None:
+                return
+            if kind is CommandKind.START and (self._streaming or self._interrupted):
+                return
+        raise NoDevice(f"{self.info.device_id} at {self.url} does not answer {kind.name}")
+
+    def _attempts(self, kind: CommandKind) -> Iterator[None]:
+        """Send `kind` now and every `_RETRY_S`, and yield after every read until `timeout_s` is over."""
+        self._command_id = (self._command_id + 1) % (1 << 16)
+        deadline_s = time.monotonic() + self._timeout_s
+        send_s = 0.0
+        while (now_s := time.monotonic()) < deadline_s:
+            if now_s >= send_s:
+                self._send(kind)
+                send_s = now_s + _RETRY_S
+            self._pump()
+            yield
+
+    def _send(self, kind: CommandKind) -> None:
+        self._link.write(Frame(self._sequence, 0, Command(self._command_id, kind)).encode())
+        self._sequence += 1
+
+    def _pump(self) -> bool:
+        """Read once and handle what came; says whether any frame did."""
+        frames = self._decoder.feed(self._link.read())
+        for frame in frames:
+            self._handle(frame)
+        return bool(frames)
+
+    def _handle(self, frame: Frame) -> None:
+        block = self._assembler.push(frame)
+        if block is not None:
+            self._ready.append(block)
+        match frame.message:
+            case Samples():
+                self._streaming = True
+                self._stopped = False
+            case Ack(command_id=self._command_id) as ack:
+                self._ack = ack
+                if ack.kind == CommandKind.START and ack.result is Result.OK:
+                    self._stopped = False
+            case Info() as info:
+                self._learn(info)
+            case Status() as status:
+                self._follow(status)
+            case Log(level=level, text=text):
+                _log.log(_LOG_LEVELS.get(level, logging.INFO), "%s: %s", self.url, text)
+            case ErrorReport(code=code, text=text):
+                _log.warning("%s reports error %d: %s", self.url, code, text)
+
+    def _follow(self, status: Status) -> None:
+        if status.streaming:
+            self._stopped = False
+        elif self._started and status.reason is StopReason.POWER_ON:
+            _log.warning("%s restarted; starting it again", self.url)
+            self._send(CommandKind.START)
+        else:
+            self._started = False
+            self._stopped = True
+
+    def _learn(self, info: Info) -> None:
+        """Whoever takes the blocks has prepared for the leads and the rate of the first INFO."""
+        layout = (info.leads, info.rate_millihz)
+        if self._layout not in (None, layout):
+            raise ProtocolError(
+                f"the device at {self.url} changed: now {len(info.leads)} leads ({', '.join(info.leads)}) at "
+                f"{info.rate_hz:g} Hz; open it again"
+            )
+        self._layout = layout
+        self._info = info

@@ -1,0 +1,177 @@
+"""A device without a board: what the firmware does, apart from time and cables.
+
+    device = VirtualDevice(recording, bytes_per_sample=3)
+    for frame in device.receive(Command(1, CommandKind.START)):   # an ACK, then STATUS
+        port.write(frame.encode())
+    while device.streaming:
+        for frame in device.sample():                             # SAMPLES; at the end STATUS too
+            port.write(frame.encode())
+
+The emulator decides when to call `sample`. The clock of this device counts the samples it has sent since its
+boot.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from firmware_bridge.errors import ProtocolError, RecordingError
+from firmware_bridge.messages import (
+    MAX_LEADS,
+    Ack,
+    Command,
+    CommandKind,
+    Info,
+    Message,
+    Result,
+    Samples,
+    Status,
+    StopReason,
+)
+from firmware_bridge.protocol import SEQUENCE_MODULO, Frame, max_samples_per_frame
+from firmware_bridge.recording import Recording
+
+GAIN_NV_PER_COUNT = {2: 1000, 3: 50}
+"""By bytes per sample. Two bytes reach ±32.8 mV in steps of 1 µV, three ±419 mV in steps of 50 nV."""
+_FRAMES_PER_S = 50
+_SUPPLY_MV = 3300
+
+
+class VirtualDevice:
+    """Answers commands and replays a recording frame by frame."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        *,
+        bytes_per_sample: int = 3,
+        samples_per_frame: int | None = None,
+        repeat: int = 1,
+        device_id: str = "emulator",
+        boot_id: int | None = None,
+    ) -> None:
+        """Prepare to replay `recording` `repeat` times in a row, by default in about 50 frames a second."""
+        lead_count = len(recording.leads)
+        if lead_count > MAX_LEADS:
+            raise RecordingError(f"{recording.name} has {lead_count} leads; the protocol carries {MAX_LEADS}")
+        largest = max_samples_per_frame(lead_count, bytes_per_sample)
+        if samples_per_frame is not None and not 1 <= samples_per_frame <= largest:
+            raise ProtocolError(
+                f"{samples_per_frame} samples per frame do not fit: 1 to {largest} do "
+                f"with {lead_count} leads of {8 * bytes_per_sample} bits"
+            )
+        self.samples_per_frame = samples_per_frame or min(max(1, round(recording.rate_hz / _FRAMES_PER_S)), largest)
+        self.info = Info(
+            boot_id=random.randrange(1 << 16) if boot_id is None else boot_id,
+            rate_millihz=round(recording.rate_hz * 1000),
+            gain_nv_per_count=GAIN_NV_PER_COUNT[bytes_per_sample],
+            supply_mv=_SUPPLY_MV,
+            adc_bits=8 * bytes_per_sample,
+            bytes_per_sample=bytes_per_sample,
+            leads=recording.leads,
+            device_id=device_id,
+            firmware="m2jl emulate",
+        )
+        # The converter stops at its limits, and says so, where the recording goes beyond.
+        limit = 1 << (8 * bytes_per_sample - 1)
+        exact = np.rint(recording.ecg_mv.astype(np.float64) * (1e6 / self.info.gain_nv_per_count))
+        self._counts = np.clip(exact, -limit, limit - 1).astype(np.int32)
+        self._saturated = (self._counts == -limit) | (self._counts == limit - 1)
+        self._total_samples = recording.samples * repeat
+        self._tick = 0
+        self._sequence = 0
+        self._frames_sent = 0
+        self._reason = StopReason.POWER_ON
+        self.bad_frames = 0
+        """Frames from the host that could not be used; set by whoever decodes them, reported in STATUS."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether `sample` may be called."""
+        return self._reason is StopReason.NONE
+
+    @property
+    def finished(self) -> bool:
+        """Whether the recording is over."""
+        return self._tick == self._total_samples
+
+    @property
+    def tick(self) -> int:
+        """Samples per lead sent since boot."""
+        return self._tick
+
+    @property
+    def frames_sent(self) -> int:
+        return self._frames_sent
+
+    @property
+    def next_samples(self) -> int:
+        """Samples per lead that the next call of `sample` brings."""
+        return min(self.samples_per_frame, self._total_samples - self._tick)
+
+    def announce(self) -> list[Frame]:
+        """What a device sends at boot and then once a second: INFO and STATUS."""
+        return [self._frame(self.info), self._status()]
+
+    def receive(self, command: Command) -> list[Frame]:
+        """Obey a command; the frames to answer with."""
+        changed = False
+        result = Result.OK
+        match command.kind:
+            case CommandKind.START if self.finished:
+                result = Result.REFUSED
+            case CommandKind.START:
+                changed, self._reason = not self.streaming, StopReason.NONE
+            case CommandKind.STOP if self.streaming:
+                changed, self._reason = True, StopReason.COMMAND
+            case CommandKind.STOP | CommandKind.HELLO | CommandKind.PING:
+                pass
+            case _:
+                result = Result.UNKNOWN_COMMAND
+        frames = [self._frame(Ack(command.command_id, command.kind, result, command.argument))]
+        if command.kind == CommandKind.HELLO:
+            frames += self.announce()
+        elif changed:
+            frames.append(self._status())
+        return frames
+
+    def start(self) -> list[Frame]:
+        """Stream without being asked."""
+        self._reason = StopReason.NONE
+        return [self._status()]
+
+    def sample(self) -> list[Frame]:
+        """The next SAMPLES frame, and STATUS behind the last one."""
+        index = np.arange(self._tick, self._tick + self.next_samples) % self._counts.shape[1]
+        clipped = self._saturated[:, index].any(axis=1)
+        message = Samples.from_counts(
+            self._counts[:, index],
+            bytes_per_sample=self.info.bytes_per_sample,
+            boot_id=self.info.boot_id,
+            saturated=int(clipped @ (1 << np.arange(len(clipped)))),
+        )
+        frames = [self._frame(message)]
+        self._tick += len(index)
+        if self.finished:
+            self._reason = StopReason.END_OF_RECORDING
+            frames.append(self._status())
+        return frames
+
+    def _status(self) -> Frame:
+        return self._frame(
+            Status(
+                self.info.boot_id,
+                self.streaming,
+                self._reason,
+                frames_sent=self._frames_sent,
+                bad_frames=self.bad_frames,
+            )
+        )
+
+    def _frame(self, message: Message) -> Frame:
+        frame = Frame(self._sequence, self._tick, message)
+        self._sequence = (self._sequence + 1) % SEQUENCE_MODULO
+        self._frames_sent += 1
+        return frame

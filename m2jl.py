@@ -1,0 +1,105 @@
+"""The `m2jl` command: a lazy table of sub-commands.
+
+Nothing heavy is imported before a sub-command is chosen, and nothing that it does not need after.  Errors that a user
+can mend (any exception with an `exit_code`) end with one line on stderr; a missing optional package is named with the
+extra that brings it.  Exit codes: 0 done, 1 the work ran and the answer is no, 2 wrong use or unreadable input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+# Sub-command -> the module whose `app` holds it.  Those modules import what they need inside their commands.
+COMMANDS = {
+    "demo": "runtime.cli",
+    "run": "runtime.cli",
+    "emulate": "firmware_bridge.cli",
+    "train": "train.cli",
+    "evaluate": "train.cli",
+    "compress": "compress.cli",
+    "distill": "compress.cli",
+    "export": "compress.cli",
+    "quantize": "compress.cli",
+    "verify": "compress.cli",
+    "bench": "runtime.cli",
+    "inspect": "runtime.cli",
+    "doctor": "runtime.cli",
+}
+
+EXTRAS = {
+    "wfdb": "wfdb",
+    "torch": "train",
+    "safetensors": "train",
+    "onnx": "compress",
+    "onnxscript": "compress",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and imports the module of the one that is asked for."""
+
+    def list_commands(self, _ctx: object) -> list[str]:
+        """In the order in which a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: object, cmd_name: str) -> TyperCommand | None:
+        """Import the module behind a name and take the command from its app."""
+        if cmd_name not in COMMANDS:
+            return None
+        app: typer.Typer = importlib.import_module(COMMANDS[cmd_name]).app
+        group = typer.main.get_group(app)
+        command: TyperCommand = group.commands[cmd_name]
+        return command
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _m2jl() -> None:
+    """Multi-label ECG networks from recordings to the wearable: train, compress, run, benchmark.
+
+    Decision support for research and development, not a medical device.
+
+    Example: m2jl demo
+    """
+
+
+def main() -> None:
+    """Entry point; see the module's docstring for exit codes."""
+    # Two threads that spin while waiting starve each other on small machines; must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _fail(f'this needs {package}, which is not installed: pip install "m2jlnet[{EXTRAS[package]}]"', 2)
+    except BrokenPipeError:
+        # The reader of our output went away (m2jl run ... | head): nothing is wrong, and nothing can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        _fail(str(error), code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"m2jl: error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The signal chain: device samples in, model inputs out, streamed or in one go with the same numbers.
+
+    chain = SignalChain(spec, rate_hz=500.0)
+    chain.start(first_sample=0)
+    for block in blocks:
+        for window in chain.push(block):             # block: (leads, n) mV at the device's rate, leads as in the spec
+            logits = session(window.ecg, window.spectrogram)
+    rest = chain.flush()
+
+Windows start at multiples of the spec's hop on the absolute time line, spectrogram frames at multiples of theirs, so
+a frame is computed once, when its last sample arrives, and shared by all windows that hold it.  After a gap call
+`flush`, then `start` with the next sample's index: positions stay absolute, and no window spans the gap.
+
+`batch_windows` is the same for many recordings' windows at once (training, evaluation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.filters import PolyphaseResampler
+from runtime.spec import ModelSpec
+from runtime.spectrum import frame_basis, log_power, remove_baseline
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window, ready for a model.
+
+    Attributes:
+        start: index of the first sample on the absolute time line, at the model's rate.
+        ecg: (1, leads, window_samples) float32, baseline removed, mV / scale.
+        spectrogram: (1, leads, bins, frames) float32, log power.
+        signal_mv: (leads, window_samples) float32, before the baseline is removed; what quality is judged on.
+    """
+
+    start: int
+    ecg: Float32Array
+    spectrogram: Float32Array
+    signal_mv: Float32Array
+
+
+class SignalChain:
+    """Streaming signal chain of one device; see the module's docstring.
+
+    Raises:
+        runtime.errors.SourceError: the device's rate does not fit the model.
+    """
+
+    def __init__(self, spec: ModelSpec, rate_hz: float) -> None:
+        self.spec = spec
+        self._resampler = PolyphaseResampler(rate_hz, spec.rate_hz, high_hz=spec.band_hz[1], leads=len(spec.leads))
+        self.delay_s = self._resampler.delay_s
+        self._basis = frame_basis(spec)
+        self.start(0)
+
+    def start(self, first_sample: int) -> None:
+        """Begin a segment; `first_sample` is the absolute index (device rate) of the first sample to come."""
+        leads, spec = len(self.spec.leads), self.spec
+        self._resampler.start(first_sample)
+        first, _ = self._resampler.push(np.empty((leads, 0), np.float32))
+        self._signal = np.empty((leads, 0), np.float32)
+        self._signal_first = first
+        hop = spec.frame_hop_samples
+        self._frames = np.empty((leads, 0, spec.bins), np.float32)
+        self._frames_first = self._next_frame = -(-first // hop) * hop
+        self._next_window = -(-first // spec.hop_samples) * spec.hop_samples
+
+    def push(self, x_mv: NDArray[np.floating]) -> list[Window]:
+        """Take samples (leads, n) in mV at the device's rate; give the windows that they complete."""
+        return self._advance(self._resampler.push(x_mv)[1])
+
+    def flush(self) -> list[Window]:
+        """End the segment; gives the windows that only waited for the filter's delay."""
+        return self._advance(self._resampler.flush()[1])
+
+    def _advance(self, fresh: Float32Array) -> list[Window]:
+        spec = self.spec
+        self._signal = np.concatenate([self._signal, fresh], axis=1)
+        end = self._signal_first + self._signal.shape[1]
+        self._extend_frames(end)
+        windows = []
+        while self._next_window + spec.window_samples <= end:
+            windows.append(self._cut(self._next_window))
+            self._next_window += spec.hop_samples
+        self._forget()
+        return windows
+
+    def _extend_frames(self, end: int) -> None:
+        length, hop = self.spec.frame_samples, self.spec.frame_hop_samples
+        count = (end - length - self._next_frame) // hop + 1
+        if count <= 0:
+            return
+        offset = self._next_frame - self._signal_first
+        views = np.lib.stride_tricks.sliding_window_view(self._signal[:, offset:], length, axis=1)
+        fresh = log_power(views[:, : (count - 1) * hop + 1 : hop].astype(np.float64) @ self._basis, self.spec)
+        self._frames = np.concatenate([self._frames, fresh], axis=1)
+        self._next_frame += count * hop
+
+    def _cut(self, start: int) -> Window:
+        spec = self.spec
+        offset = start - self._signal_first
+        signal_mv = self._signal[:, offset : offset + spec.window_samples].copy()
+        first_frame = (start - self._frames_first) // spec.frame_hop_samples
+        frames = self._frames[:, first_frame : first_frame + spec.frames]
+        return Window(
+            start=start,
+            ecg=remove_baseline(signal_mv, spec)[None],
+            spectrogram=np.ascontiguousarray(frames.transpose(0, 2, 1))[None],
+            signal_mv=signal_mv,
+        )
+
+    def _forget(self) -> None:
+        """Keep only what windows to come can need, so that memory does not grow."""
+        # A frame may still be pending over samples that are older than the next window's start.
+        keep = min(self._next_window, self._next_frame)
+        drop = max(0, keep - self._signal_first)
+        self._signal = self._signal[:, drop:]
+        self._signal_first += drop
+        hop = self.spec.frame_hop_samples
+        drop_frames = min(max(0, (self._next_window - self._frames_first) // hop), self._frames.shape[1])
+        self._frames = self._frames[:, drop_frames:]
+        self._frames_first += drop_frames * hop
+
+
+def batch_windows(signal_mv: NDArray[np.floating], spec: ModelSpec) -> tuple[Float32Array, Float32Array]:
+    """Model inputs of many windows at once.
+
+    Args:
+        signal_mv: (windows, leads, window_samples) mV at the model's rate, low-passed (`runtime.filters.resample`).
+
+    Returns:
+        ecg (windows, leads, window_samples) and spectrogram (windows, leads, bins, frames), float32.
+    """
+    views = np.lib.stride_tricks.sliding_window_view(signal_mv, spec.frame_samples, axis=-1)
+    frames = views[..., :: spec.frame_hop_samples, :][..., : spec.frames, :].astype(np.float64)
+    spectrogram = log_power(frames @ frame_basis(spec), spec)
+    return remove_baseline(signal_mv, spec), np.ascontiguousarray(spectrogram.swapaxes(-1, -2))

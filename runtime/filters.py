@@ -1,0 +1,132 @@
+"""Resampling and low-pass in one step: a polyphase linear-phase FIR, streamed.
+
+`PolyphaseResampler` turns samples at the device's rate into samples at the model's rate, chunk by chunk.  Output n
+stands for the instant ``n / rate_out_hz`` exactly (the filter's delay is compensated), and is ready `delay_s` after
+that instant.  What comes out does not depend on how the input was cut into chunks.
+
+    resampler = PolyphaseResampler(500.0, 100.0, high_hz=40.0, leads=12)
+    resampler.start(first_sample=0)
+    first, y = resampler.push(x)         # x: (12, n) at 500 Hz; y: (12, m) at 100 Hz, y[:, 0] is output `first`
+    first, tail = resampler.flush()      # what was waiting for samples that will not come
+
+A segment (from `start` to `flush`) is extended at both ends by its first and last sample, as a recording must be;
+after a gap, a new segment starts on the same absolute positions.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import firwin, kaiserord
+
+from runtime.errors import SourceError
+
+STOP_BAND_DB = 60.0
+MAX_PHASES = 1000  # a ratio such as 100/256.41 would need a filter bank of thousands of phases
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+
+def design_low_pass(rate_hz: float, pass_hz: float, stop_hz: float) -> Float64Array:
+    """Odd-length Kaiser FIR, unit gain at 0 Hz, flat to `pass_hz`, `STOP_BAND_DB` down from `stop_hz`."""
+    taps, beta = kaiserord(STOP_BAND_DB, (stop_hz - pass_hz) / (rate_hz / 2))
+    response = firwin(taps | 1, (pass_hz + stop_hz) / 2, window=("kaiser", beta), fs=rate_hz)
+    return np.asarray(response, dtype=np.float64)
+
+
+class PolyphaseResampler:
+    """Streaming resampler and low-pass for all leads at once.
+
+    Args:
+        rate_in_hz: the device's rate.
+        rate_out_hz: the model's rate; ``rate_out_hz / rate_in_hz`` must be a ratio of small whole numbers.
+        high_hz: upper edge of the pass band; the stop band starts at half of the lower of the two rates.
+        leads: number of leads.
+
+    Raises:
+        SourceError: the rates do not fit.
+    """
+
+    def __init__(self, rate_in_hz: float, rate_out_hz: float, *, high_hz: float, leads: int) -> None:
+        ratio = Fraction(rate_out_hz).limit_denominator(1000) / Fraction(rate_in_hz).limit_denominator(1000)
+        self._up, self._down = ratio.numerator, ratio.denominator
+        if self._up > MAX_PHASES:
+            raise SourceError(f"cannot resample {rate_in_hz:g} Hz to {rate_out_hz:g} Hz: no simple ratio between them")
+        if rate_in_hz / 2 <= high_hz:
+            raise SourceError(f"a rate of {rate_in_hz:g} Hz cannot carry the model's band up to {high_hz:g} Hz")
+        stop_hz = min(rate_in_hz, rate_out_hz) / 2
+        response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
+        self._half = len(response) // 2
+        self._taps = -(-len(response) // self._up)  # per phase
+        padded = np.zeros(self._taps * self._up)
+        padded[: len(response)] = response
+        # Row p: taps h[p], h[p + up], ... reversed, so that a dot product with inputs in time order convolves.
+        self._bank = padded.reshape(self._taps, self._up).T[:, ::-1].copy()
+        self._leads = leads
+        self.delay_s = self._half / (rate_in_hz * self._up)
+        self._tail: Float64Array | None = None
+        self._tail_first = 0
+        self._next_output = 0
+
+    def start(self, first_sample: int) -> None:
+        """Begin a segment whose first input has the absolute index `first_sample` (device rate)."""
+        self._tail = None
+        self._tail_first = first_sample
+        self._next_output = -(-first_sample * self._up // self._down)
+
+    def push(self, x: NDArray[np.floating]) -> tuple[int, Float32Array]:
+        """Take inputs (leads, n); give (index of the first output, outputs (leads, m)), m >= 0."""
+        if x.shape[-1] == 0:
+            return self._next_output, np.empty((self._leads, 0), np.float32)
+        if self._tail is None:
+            before = self._taps + self._half // self._up + 1
+            tail = np.repeat(x[:, :1].astype(np.float64), before, axis=1)
+            self._tail_first -= before
+        else:
+            tail = self._tail
+        self._tail = np.concatenate([tail, x], axis=1, dtype=np.float64)
+        # The last output whose newest input is here: floor((n * down + half) / up) <= newest.
+        newest = self._tail_first + self._tail.shape[1] - 1
+        return self._produce((newest * self._up + self._up - 1 - self._half) // self._down)
+
+    def flush(self) -> tuple[int, Float32Array]:
+        """End the segment: the outputs up to its last input, the signal held at that input."""
+        if self._tail is None:
+            return self._next_output, np.empty((self._leads, 0), np.float32)
+        newest = self._tail_first + self._tail.shape[1] - 1
+        after = self._half // self._up + 1
+        self._tail = np.concatenate([self._tail, np.repeat(self._tail[:, -1:], after, axis=1)], axis=1)
+        produced = self._produce(newest * self._up // self._down)
+        self._tail = None
+        return produced
+
+    def _produce(self, last: int) -> tuple[int, Float32Array]:
+        """Compute outputs `_next_output`..`last` and forget the inputs that no later output needs."""
+        assert self._tail is not None
+        first, count = self._next_output, max(0, last + 1 - self._next_output)
+        y = np.empty((self._leads, count), np.float32)
+        for k in range(min(self._up, count)):
+            # Outputs first+k, first+k+up, ... share a phase; their inputs are `down` apart.
+            newest, phase = divmod((first + k) * self._down + self._half, self._up)
+            start = newest - self._taps + 1 - self._tail_first
+            columns = np.lib.stride_tricks.sliding_window_view(self._tail[:, start:], self._taps, axis=1)
+            wanted = len(range(k, count, self._up))
+            y[:, k :: self._up] = columns[:, : (wanted - 1) * self._down + 1 : self._down] @ self._bank[phase]
+        self._next_output = first + count
+        oldest_needed = (self._next_output * self._down + self._half) // self._up - self._taps + 1
+        drop = max(0, min(oldest_needed - self._tail_first, self._tail.shape[1]))
+        # A copy, so that a long block is not kept alive by its last few samples.
+        self._tail = self._tail[:, drop:].copy()
+        self._tail_first += drop
+        return first, y
+
+
+def resample(x: NDArray[np.floating], rate_in_hz: float, rate_out_hz: float, *, high_hz: float) -> Float32Array:
+    """A whole recording (leads, samples) at the model's rate, low-passed: the batch form of `PolyphaseResampler`."""
+    resampler = PolyphaseResampler(rate_in_hz, rate_out_hz, high_hz=high_hz, leads=x.shape[0])
+    resampler.start(0)
+    parts = [resampler.push(x)[1], resampler.flush()[1]]
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,187 @@
+"""What an .onnx file says of itself, read without the onnx package.
+
+    file = read_onnx(Path("model.onnx"))
+    file.metadata["m2jl.spec"], file.opset, file.nodes["Conv"], file.parameters
+
+A board has onnxruntime but not onnx.  The few fields that are needed before a file is trusted to a run-time library
+(does it refer to other files? to custom operators? is it cut short?) are read here from the protobuf wire format
+directly: field numbers are those of onnx.proto3, and unknown fields are skipped as protobuf asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from runtime.errors import ModelError
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+# Quantized operators that onnxruntime itself brings; refused until a back end says that it takes them.
+DATA_LOCATION_EXTERNAL = 1
+
+
+@dataclass(slots=True)
+class OnnxFile:
+    """The parts of an ONNX model that do not need its weights.
+
+    Attributes:
+        data: the whole file; what is hashed here is what a back end must be given.
+        sha256: of `data`.
+        metadata: the model's own key-value pairs.
+        opset: version of the standard operator set.
+        domains: all operator domains that nodes use.
+        nodes: number of nodes per operator.
+        parameters: elements of floating or quantized initializers (weights, not shapes or scales).
+        external: names of initializers that live in another file.
+    """
+
+    data: bytes
+    sha256: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    opset: int = 0
+    domains: set[str] = field(default_factory=set)
+    nodes: Counter[str] = field(default_factory=Counter)
+    parameters: int = 0
+    external: list[str] = field(default_factory=list)
+
+
+class _DamagedError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise _DamagedError
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of one message; length-delimited values as views, the rest as numbers."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if number == 0:
+            raise _DamagedError
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            length, at = _varint(data, at)
+        elif wire == 1:
+            length = 8
+        elif wire == 5:
+            length = 4
+        else:
+            raise _DamagedError
+        if at + length > len(data):
+            raise _DamagedError
+        yield number, data[at : at + length]
+        at += length
+
+
+def _text(value: int | memoryview) -> str:
+    if isinstance(value, int):
+        raise _DamagedError
+    return bytes(value).decode("utf-8")
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise _DamagedError
+    return value
+
+
+def _pair(message: memoryview, first: int, second: int) -> tuple[str, int | memoryview]:
+    """A string field and another field of a small message."""
+    name: str = ""
+    other: int | memoryview = 0
+    for number, value in _fields(message):
+        if number == first:
+            name = _text(value)
+        elif number == second:
+            other = value
+    return name, other
+
+
+def _initializer(message: memoryview, file: OnnxFile) -> None:
+    dims: list[int] = []
+    name, external = "", False
+    for number, value in _fields(message):
+        if number == 1:  # dims, packed or not
+            if isinstance(value, int):
+                dims.append(value)
+            else:
+                at = 0
+                while at < len(value):
+                    size, at = _varint(value, at)
+                    dims.append(size)
+        elif number == 8:
+            name = _text(value)
+        elif number == 14:
+            external = value == DATA_LOCATION_EXTERNAL
+    # Scalars and vectors of shapes, scales and zero points are not parameters; weights have two or more dimensions.
+    if len(dims) >= 2:
+        file.parameters += prod(dims)
+    if external:
+        file.external.append(name)
+
+
+def _graph(message: memoryview, file: OnnxFile) -> None:
+    for number, value in _fields(message):
+        if number == 1:  # node
+            operator, domain = "", ""
+            for node_field, node_value in _fields(_message(value)):
+                if node_field == 4:
+                    operator = _text(node_value)
+                elif node_field == 7:
+                    domain = _text(node_value)
+            file.nodes[operator] += 1
+            file.domains.add(domain)
+        elif number == 5:
+            _initializer(_message(value), file)
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read a model's outside.
+
+    Raises:
+        ModelError: missing, unreadable, truncated or not ONNX.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"there is no model {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    file = OnnxFile(data, hashlib.sha256(data).hexdigest())
+    has_graph = False
+    try:
+        for number, value in _fields(memoryview(data)):
+            if number == 7:
+                has_graph = True
+                _graph(_message(value), file)
+            elif number == 8:
+                domain, version = _pair(_message(value), 1, 2)
+                if domain in STANDARD_DOMAINS and isinstance(version, int):
+                    file.opset = version
+            elif number == 14:
+                key, text = _pair(_message(value), 1, 2)
+                file.metadata[key] = _text(text)
+    except (_DamagedError, UnicodeDecodeError):
+        raise ModelError(f"{path} is not a whole ONNX file (damaged or cut short at {len(data)} bytes)") from None
+    if not has_graph or not file.opset:
+        raise ModelError(f"{path} is not an ONNX model")
+    return file

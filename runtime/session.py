@@ -1,0 +1,126 @@
+"""`m2jl run`: a source, a monitor and sinks, until the stream ends or someone asks to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from firmware_bridge import BridgeError
+from runtime.model import Model
+from runtime.monitor import Monitor, MonitorStats
+from runtime.sinks import Sink
+from runtime.sources import Source
+
+log = logging.getLogger("runtime")
+
+REPORT_EVERY_S = 5.0
+
+
+def percentiles_ms(values_ms: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99 and maximum, in milliseconds; empty without values."""
+    if not values_ms:
+        return {}
+    p50, p90, p99 = np.percentile(np.asarray(values_ms), [50, 90, 99])
+    return {
+        "p50": round(float(p50), 3),
+        "p90": round(float(p90), 3),
+        "p99": round(float(p99), 3),
+        "max": round(float(max(values_ms)), 3),
+    }
+
+
+def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts: Sequence[str]) -> dict[str, Any]:
+    """What a session did, as one JSON-ready object (`m2jl run --stats`)."""
+    return {
+        "model": {"name": model.spec.name, "sha256": model.sha256},
+        "windows": stats.windows,
+        "windows_unusable": stats.windows_unusable,
+        "samples": stats.samples,
+        "samples_missing": stats.missing_samples,
+        "latency_ms": percentiles_ms(list(stats.latency_ms)),
+        "probability": {label: round(value, 4) for label, value in stats.probability.items()},
+        "open_alerts": list(open_alerts),
+        "link": link,
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never half of it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class Session:
+    """Runs one source through one model into sinks.
+
+    Args:
+        duration_s: of signal, on the device's clock; None for until the stream ends.
+        say: takes a progress line now and then.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: Model,
+        sinks: Sequence[Sink],
+        *,
+        duration_s: float | None = None,
+        say: Callable[[str], None] = log.info,
+    ) -> None:
+        self._source, self._model, self._sinks = source, model, sinks
+        self._duration_s, self._say = duration_s, say
+        self._monitor = Monitor(model, source.leads, source.rate_hz)
+
+    def run(self) -> dict[str, Any]:
+        """Stream until the end; give the session's `summary`.
+
+        Raises:
+            firmware_bridge.BridgeError: the link was lost; sinks have got all that came before.
+        """
+        reported_s = time.monotonic()
+        limit = None if self._duration_s is None else round(self._duration_s * self._source.rate_hz)
+        try:
+            for block in self._source.blocks():
+                self._deliver(block)
+                if limit is not None and self._monitor.stats.samples >= limit:
+                    break
+                if time.monotonic() - reported_s >= REPORT_EVERY_S:
+                    reported_s = time.monotonic()
+                    self._say(self._progress())
+        except BridgeError:
+            self._finish()
+            raise
+        self._finish()
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """Counts so far."""
+        monitor = self._monitor
+        return summary(self._model, monitor.stats, self._source.link_stats(), monitor.open_alerts)
+
+    def _deliver(self, block: Any) -> None:
+        for event in self._monitor.push(block):
+            for sink in self._sinks:
+                sink.write(event)
+
+    def _finish(self) -> None:
+        for event in self._monitor.finish():
+            for sink in self._sinks:
+                sink.write(event)
+        for sink in self._sinks:
+            sink.close()
+
+    def _progress(self) -> str:
+        stats = self._monitor.stats
+        alerts = ", ".join(self._monitor.open_alerts) or "none"
+        return (
+            f"{stats.samples / self._source.rate_hz:.0f} s of signal, {stats.windows} windows "
+            f"({stats.windows_unusable} unusable), {stats.missing_samples} samples lost, open: {alerts}"
+        )

@@ -1,0 +1,172 @@
+"""Every sample sent is received or counted as missing, whatever is lost, repeated or restarted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware_bridge.blocks import Block, BlockAssembler
+from firmware_bridge.errors import RecordingError
+from firmware_bridge.messages import Info, Log, LogLevel, Samples, Status, StopReason
+from firmware_bridge.protocol import Frame
+from firmware_bridge.recording import Recording
+from firmware_bridge.virtual_device import VirtualDevice
+
+RATE_HZ = 250.0
+
+
+def stream(samples: int, boot_id: int = 1, seed: int = 0) -> list[Frame]:
+    """All frames of a two-lead device from boot to the end of its recording."""
+    ecg_uv = np.random.default_rng(seed).integers(-3000, 3000, size=(2, samples))
+    recording = Recording("two leads", ("I", "II"), RATE_HZ, (ecg_uv / 1000).astype(np.float32))
+    device = VirtualDevice(recording, boot_id=boot_id)
+    frames = device.announce() + device.start()
+    while device.streaming:
+        frames += device.sample()
+    return frames
+
+
+def push_all(frames: list[Frame]) -> tuple[list[Block], BlockAssembler]:
+    assembler = BlockAssembler()
+    blocks = [block for frame in frames if (block := assembler.push(frame)) is not None]
+    return blocks, assembler
+
+
+def test_a_clean_stream_comes_out_as_it_went_in() -> None:
+    blocks, assembler = push_all(stream(503))
+    ecg_mv = np.concatenate([block.ecg_mv for block in blocks], axis=1)
+    expected_uv = np.random.default_rng(0).integers(-3000, 3000, size=(2, 503))
+    np.testing.assert_array_equal(ecg_mv, (expected_uv / 1000).astype(np.float32))
+    assert ecg_mv.dtype == np.float32
+    assert [block.first_sample for block in blocks] == list(range(0, 503, 5))
+    assert not any(block.missing_samples or block.restarted for block in blocks)
+    assert not any(block.lead_off.any() or block.saturated.any() for block in blocks)
+    assert assembler.stats.samples_missing == 0
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.integers(1, 300))
+def test_received_and_missing_make_up_what_was_sent(copies: list[int], samples: int) -> None:
+    """Every SAMPLES frame is dropped, passed or repeated."""
+    frames = stream(samples)
+    sent = [frame for frame in frames if isinstance(frame.message, Samples)]
+    copies_of = {id(frame): copies[n % len(copies)] for n, frame in enumerate(sent)}
+    blocks, assembler = push_all([frame for frame in frames for _ in range(copies_of.get(id(frame), 1))])
+    stats = assembler.stats
+    assert stats.samples_received + stats.samples_missing == samples
+    assert stats.samples_received == sum(block.ecg_mv.shape[1] for block in blocks)
+    assert stats.duplicates == sum(count == 2 for count in copies_of.values())
+    assert stats.restarts == 0
+    position = 0
+    for block in blocks:
+        assert block.first_sample == position + block.missing_samples
+        position = block.first_sample + block.ecg_mv.shape[1]
+
+
+@given(st.integers(1, 60), st.integers(0, 40), st.booleans())
+def test_a_restart_is_told_once_and_counted_anew(heard: int, lost: int, same_boot_id: bool) -> None:
+    """The first boot ends after `heard` blocks; the second is heard from its INFO, less `lost` SAMPLES
+    frames."""
+    first, second = stream(300), stream(400, boot_id=1 if same_boot_id else 2, seed=1)
+    if same_boot_id:
+        lost = 0  # a loss that hides the step back in time would hide the restart
+    blocks, assembler = push_all([*first[: 3 + heard], *second[:3], *second[3 + lost :]])
+    assert assembler.stats.restarts == 1
+    assert [n for n, block in enumerate(blocks) if block.restarted] == [heard]
+    later = blocks[heard:]
+    assert later[0].first_sample == later[0].missing_samples == 5 * lost
+    assert sum(block.ecg_mv.shape[1] + block.missing_samples for block in later) == 400
+
+
+def test_a_restart_does_not_carry_a_gap_over() -> None:
+    blocks, _ = push_all([*stream(300)[:20], *stream(200, boot_id=2)[:3], *stream(200, boot_id=2)[5:]])
+    first_of_second_boot = next(block for block in blocks if block.restarted)
+    assert first_of_second_boot.missing_samples == 10
+    assert sum(block.missing_samples for block in blocks) == 10
+
+
+def test_samples_before_info_are_counted_and_not_guessed() -> None:
+    frames = stream(300)
+    info = next(frame for frame in frames if isinstance(frame.message, Info))
+    samples = [frame for frame in frames if isinstance(frame.message, Samples)]
+    late_info = Frame(info.sequence, samples[10].tick, info.message)
+    blocks, assembler = push_all([*samples[:10], late_info, *samples[10:]])
+    assert assembler.stats.samples_before_info == 50
+    assert assembler.stats.samples_received == 250
+    assert assembler.stats.samples_missing == 0
+    assert blocks[0].first_sample == 50
+    assert not blocks[0].restarted
+
+
+def test_samples_of_an_unknown_boot_wait_for_its_info() -> None:
+    old, new = stream(300), stream(200, boot_id=2)
+    blocks, assembler = push_all([*old[:20], *(frame for frame in new if isinstance(frame.message, Samples))])
+    assert assembler.stats.samples_before_info == 200
+    assert not any(block.restarted for block in blocks)
+
+
+def test_a_lost_end_is_counted_and_shows_on_the_next_block() -> None:
+    frames = stream(300)
+    info, status = frames[0], frames[-1]
+    assert isinstance(status.message, Status)
+    later = Samples.from_counts(np.zeros((2, 5), np.int32), bytes_per_sample=3, boot_id=1)
+    blocks, assembler = push_all([info, *frames[3:-3], status, Frame(200, 300, later)])
+    assert assembler.stats.samples_missing == 10
+    assert blocks[-1].missing_samples == 10
+
+
+def test_a_repeated_frame_much_later_is_still_a_repetition() -> None:
+    frames = stream(300)
+    chatter = [Frame(frames[20].sequence + n, 90, Log(LogLevel.INFO, "x")) for n in range(1, 40)]
+    _, assembler = push_all([*frames[:21], *chatter, frames[20]])
+    assert assembler.stats.duplicates == 1
+    assert assembler.stats.restarts == 0
+
+
+def test_sequence_numbers_wrap() -> None:
+    frames = [replace(frame, sequence=(frame.sequence + 65500) % 65536) for frame in stream(500)]
+    copies = [frame for frame in frames for _ in range(2)]
+    _, assembler = push_all(copies)
+    assert assembler.stats.samples_received == 500
+    assert assembler.stats.duplicates == 100
+
+
+def test_a_frame_with_other_leads_than_announced_is_rejected() -> None:
+    odd = Samples.from_counts(np.zeros((3, 5), np.int32), bytes_per_sample=3, boot_id=1)
+    blocks, assembler = push_all([stream(300)[0], Frame(9, 0, odd)])
+    assert blocks == []
+    assert assembler.stats.rejected == 1
+
+
+def test_lead_off_and_saturation_reach_the_block() -> None:
+    message = Samples.from_counts(
+        np.zeros((2, 5), np.int32), bytes_per_sample=3, boot_id=1, lead_off=0b10, saturated=0b01
+    )
+    blocks, _ = push_all([stream(300)[0], Frame(9, 0, message)])
+    assert blocks[0].lead_off.tolist() == [False, True]
+    assert blocks[0].saturated.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("bytes_per_sample", "limit_mv"), [(2, 32.767), (3, 419.43035)])
+def test_what_is_beyond_the_converter_is_clipped_and_marked(bytes_per_sample: int, limit_mv: float) -> None:
+    ecg_mv = np.zeros((2, 10), np.float32)
+    ecg_mv[1, 7] = 1000.0
+    device = VirtualDevice(
+        Recording("loud", ("I", "II"), RATE_HZ, ecg_mv), bytes_per_sample=bytes_per_sample, boot_id=1
+    )
+    frames = device.announce() + device.start()
+    while device.streaming:
+        frames += device.sample()
+    blocks, _ = push_all(frames)
+    assert [block.saturated.tolist() for block in blocks] == [[False, False], [False, True]]
+    assert blocks[1].ecg_mv[1, 2] == pytest.approx(limit_mv)
+    last = frames[-1].message
+    assert isinstance(last, Status)
+    assert last.reason is StopReason.END_OF_RECORDING
+
+
+def test_more_leads_than_the_protocol_has_are_refused() -> None:
+    names = tuple(f"X{n}" for n in range(17))
+    with pytest.raises(RecordingError, match="17 leads"):
+        VirtualDevice(Recording("many", names, RATE_HZ, np.zeros((17, 5), np.float32)))

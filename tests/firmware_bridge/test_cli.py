@@ -1,0 +1,100 @@
+"""`m2jl emulate` as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wfdb
+from typer.testing import CliRunner
+
+from firmware_bridge.cli import app
+from firmware_bridge.device import Device
+from firmware_bridge.recording import Recording
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def record(tmp_path: Path, recording: Recording) -> Path:
+    wfdb.wrsamp(
+        "synthetic",
+        fs=500,
+        units=["mV"] * 12,
+        sig_name=list(recording.leads),
+        p_signal=recording.ecg_mv.T.astype(np.float64),
+        fmt=["16"] * 12,
+        adc_gain=[1000.0] * 12,
+        baseline=[0] * 12,
+        write_dir=str(tmp_path),
+    )
+    return tmp_path / "synthetic"
+
+
+def emulate(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from firmware_bridge.cli import app; app()", "emulate", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_first_line_is_the_url_and_the_record_comes_out_of_it(record: Path, recording: Recording) -> None:
+    with emulate(str(record), "--speed", "max", "--bits", "16", "--repeat", "2") as process:
+        assert process.stdout
+        url = process.stdout.readline().strip()
+        assert url.startswith("serial:///dev/")
+        with Device.open(url) as device:
+            device.start()
+            ecg_mv = np.concatenate([block.ecg_mv for block in device.blocks()], axis=1)
+        rest, people = process.communicate(timeout=5)
+    np.testing.assert_array_equal(ecg_mv, np.tile(recording.ecg_mv, 2))
+    assert rest == ""
+    assert "synthetic: 12 leads at 500 Hz, 4 s, as fast as it is read; waits for START" in people
+    assert process.returncode == 0
+
+
+def test_json_over_tcp_and_sigterm(record: Path) -> None:
+    with emulate(str(record), "--tcp", "0", "--json", "--repeat", "100", "--autostart") as process:
+        assert process.stdout
+        listening = json.loads(process.stdout.readline())
+        assert listening["event"] == "listening"
+        assert listening["rate_hz"] == 500.0
+        with Device.open(listening["url"]) as device:
+            next(device.blocks())
+            start_s = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            end, _ = process.communicate(timeout=5)
+            assert time.monotonic() - start_s < 1.5
+    report = json.loads(end)
+    assert (report["event"], report["finished"]) == ("end", False)
+    assert report["samples_sent"] > 0
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("options", [["--speed", "fast"], ["--speed", "0"], ["--bits", "12"], ["--repeat", "0"]])
+def test_wrong_options(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["emulate", "no-such-record", *options])
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
+def test_help_shows_an_example() -> None:
+    result = CliRunner().invoke(app, ["emulate", "--help"])
+    assert result.exit_code == 0
+    assert "Example: m2jl emulate" in result.stdout
+
+
+def test_imports_stay_light() -> None:
+    code = "import sys, firmware_bridge, firmware_bridge.emulator, firmware_bridge.cli;print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    heavy = {"torch", "onnx", "onnxruntime", "wfdb", "matplotlib", "pandas", "train", "compress", "runtime"}
+    assert not heavy & set(loaded.stdout.split())

@@ -1,0 +1,299 @@
+"""The host's side of the conversation, against virtual devices without a port and over scripted ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import tty
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from firmware_bridge import cobs
+from firmware_bridge.decoder import Decoder
+from firmware_bridge.device import Device
+from firmware_bridge.errors import LinkLost, NoDevice, PortError, ProtocolError
+from firmware_bridge.messages import Command, CommandKind, ErrorReport, Info, Log, LogLevel, Result
+from firmware_bridge.protocol import Frame
+from firmware_bridge.recording import Recording
+from firmware_bridge.virtual_device import VirtualDevice
+
+
+class WiredDevice:
+    """Looks like a `Link`, with a virtual device on the other end that is always in a hurry.
+
+    `script` maps a number of reads to something that is done then; `lossy` swallows what the host sends.
+    """
+
+    def __init__(self, device: VirtualDevice, script: dict | None = None, lossy: bool = False) -> None:
+        self.url = "test://"
+        self.device = device
+        self.script = script or {}
+        self.lossy = lossy
+        self.commands: list[int] = []
+        self.closed = 0
+        self._reads = 0
+        self._decoder = Decoder()
+        self._outbox = b""
+
+    def say(self, *frames: Frame) -> None:
+        self._outbox += b"".join(frame.encode() for frame in frames)
+
+    def write(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            assert isinstance(frame.message, Command)
+            self.commands.append(frame.message.kind)
+            if not self.lossy:
+                self.say(*self.device.receive(frame.message))
+
+    def read(self) -> bytes:
+        self._reads += 1
+        if self._reads in self.script:
+            self.script[self._reads](self)
+        if self.device.streaming:
+            self.say(*self.device.sample())
+        data, self._outbox = self._outbox, b""
+        if not data:
+            time.sleep(0.01)
+        return data
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def virtual(recording: Recording) -> VirtualDevice:
+    return VirtualDevice(recording, boot_id=1)
+
+
+def test_hello_start_blocks_until_the_end(virtual: VirtualDevice, recording: Recording) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        assert device.info.leads == recording.leads
+        assert device.info.rate_hz == 500.0
+        device.start()
+        ecg_mv = np.concatenate([block.ecg_mv for block in device.blocks()], axis=1)
+        assert list(device.blocks()) == []
+    np.testing.assert_array_equal(ecg_mv, recording.ecg_mv)
+    assert wire.commands == [CommandKind.HELLO, CommandKind.START]
+    assert device.stats.samples_received == 1000
+    assert device.stats.samples_missing == 0
+
+
+def test_blocks_of_a_device_that_was_not_started_end_at_once(virtual: VirtualDevice) -> None:
+    with Device(WiredDevice(virtual)) as device:
+        assert list(device.blocks()) == []
+
+
+def test_a_device_that_streams_by_itself_needs_no_start(virtual: VirtualDevice) -> None:
+    virtual.start()
+    with Device(WiredDevice(virtual)) as device:
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks()) == 1000
+
+
+def test_a_device_that_cannot_hear_is_used_as_it_is(virtual: VirtualDevice) -> None:
+    virtual.start()
+    wire = WiredDevice(virtual, lossy=True, script={3: lambda wire: wire.say(*virtual.announce())})
+    with Device(wire, timeout_s=1.0) as device:
+        device.start()
+        received = sum(block.ecg_mv.shape[1] for block in device.blocks())
+        assert received + device.stats.samples_before_info == 1000
+        assert device.stats.samples_missing == 0
+        with pytest.raises(NoDevice, match="does not answer STOP"):
+            device.stop()
+
+
+def test_stop_delivers_what_was_sent_before_and_start_goes_on(virtual: VirtualDevice) -> None:
+    with Device(WiredDevice(virtual)) as device:
+        device.start()
+        blocks = device.blocks()
+        first = [next(blocks) for _ in range(5)]
+        device.stop()
+        first += blocks
+        assert virtual.tick == sum(block.ecg_mv.shape[1] for block in first) < 1000
+        device.start()
+        rest = list(device.blocks())
+        assert sum(block.ecg_mv.shape[1] for block in first + rest) == 1000
+        assert not any(block.missing_samples for block in rest)
+
+
+def test_commands_are_repeated_until_answered(virtual: VirtualDevice) -> None:
+    def heal(wire: WiredDevice) -> None:
+        wire.lossy = False
+
+    wire = WiredDevice(virtual, lossy=True, script={30: heal})
+    with Device(wire):
+        assert wire.commands.count(CommandKind.HELLO) >= 2
+
+
+def test_a_refused_command_is_told(virtual: VirtualDevice) -> None:
+    with Device(WiredDevice(virtual)) as device:
+        device.start()
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks()) == 1000
+        with pytest.raises(ProtocolError, match="refuses START: REFUSED"):
+            device.start()
+
+
+def test_a_device_that_restarts_is_started_again(virtual: VirtualDevice, recording: Recording) -> None:
+    reborn = VirtualDevice(recording, boot_id=2)
+
+    def restart(wire: WiredDevice) -> None:
+        wire.device = reborn
+        wire.say(*reborn.announce())
+
+    with Device(WiredDevice(virtual, script={20: restart})) as device:
+        device.start()
+        blocks = list(device.blocks())
+    restarts = [n for n, block in enumerate(blocks) if block.restarted]
+    assert len(restarts) == 1
+    assert blocks[restarts[0]].first_sample == 0
+    assert sum(block.ecg_mv.shape[1] for block in blocks[restarts[0] :]) == 1000
+    assert device.stats.restarts == 1
+
+
+def test_other_leads_after_a_restart_are_an_error(virtual: VirtualDevice) -> None:
+    changed = replace(virtual.info, boot_id=2, leads=("I",))
+    with Device(WiredDevice(virtual, script={20: lambda wire: wire.say(Frame(0, 0, changed))})) as device:
+        device.start()
+        with pytest.raises(ProtocolError, match=r"now 1 leads \(I\) at 500 Hz; open it again"):
+            list(device.blocks())
+
+
+def test_a_device_that_falls_silent_is_lost(virtual: VirtualDevice) -> None:
+    def hang(wire: WiredDevice) -> None:
+        wire.device.receive(Command(0, CommandKind.STOP))
+
+    with Device(WiredDevice(virtual, script={20: hang}), timeout_s=0.3) as device:
+        device.start()
+        with pytest.raises(LinkLost, match=r"said nothing for 0\.3 s"):
+            list(device.blocks())
+
+
+def test_a_slow_consumer_is_not_taken_for_a_silent_device(virtual: VirtualDevice) -> None:
+    with Device(WiredDevice(virtual), timeout_s=0.3) as device:
+        device.start()
+        received = 0
+        for n, block in enumerate(device.blocks()):
+            received += block.ecg_mv.shape[1]
+            if n == 3:
+                time.sleep(0.4)
+        assert received == 1000
+
+
+def test_interrupt_ends_blocks_soon_and_for_good(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        device.start()
+        blocks = device.blocks()
+        next(blocks)
+        device.interrupt()
+        assert list(blocks) == []
+        assert list(device.blocks()) == []
+    assert wire.commands[-1] == CommandKind.STOP
+
+
+def test_interrupt_reaches_blocks_that_wait(virtual: VirtualDevice) -> None:
+    virtual.start()
+    virtual.receive(Command(0, CommandKind.STOP))
+
+    class Mute(WiredDevice):
+        def write(self, data: bytes) -> None:
+            self.say(Frame(0, 0, virtual.info))
+
+    with Device(Mute(virtual)) as device:
+        threading.Timer(0.1, device.interrupt).start()
+        start_s = time.monotonic()
+        assert list(device.blocks()) == []
+        assert time.monotonic() - start_s < 1.0
+
+
+def test_interrupt_reaches_a_start_that_waits(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        wire.lossy = True
+        threading.Timer(0.1, device.interrupt).start()
+        start_s = time.monotonic()
+        device.start()
+        assert list(device.blocks()) == []
+        assert time.monotonic() - start_s < 1.0
+
+
+def test_close_works_from_any_state(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    device = Device(wire)
+    device.start()
+    blocks = device.blocks()
+    next(blocks)
+    device.close()
+    device.close()
+    assert list(blocks) == []
+    assert wire.closed == 1
+
+
+def test_what_the_firmware_says_is_logged(virtual: VirtualDevice, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="firmware_bridge"):
+        wire = WiredDevice(virtual)
+        wire.say(Frame(0, 0, Log(LogLevel.WARNING, "low battery")), Frame(1, 0, ErrorReport(7, "ADC")))
+        Device(wire).close()
+    assert "test://: low battery" in caplog.messages
+    assert "test:// reports error 7: ADC" in caplog.messages
+
+
+def test_ping_and_unknown_commands_are_answered(virtual: VirtualDevice) -> None:
+    [ping] = virtual.receive(Command(5, CommandKind.PING, b"now"))
+    assert (ping.message.command_id, ping.message.result, ping.message.echo) == (5, Result.OK, b"now")
+    [unknown] = virtual.receive(Command(6, 99))
+    assert unknown.message.result is Result.UNKNOWN_COMMAND
+
+
+@pytest.fixture
+def pty():
+    """A raw pseudo-terminal nobody speaks the protocol on: the far end, and the URL of the near one."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    yield master, f"serial://{os.ttyname(slave)}"
+    os.close(master)
+    os.close(slave)
+
+
+def test_nobody_there(pty: tuple[int, str]) -> None:
+    with pytest.raises(NoDevice, match=r"no device answers at serial:///dev/\S+ within 0\.3 s"):
+        Device.open(pty[1], timeout_s=0.3)
+    with pytest.raises(PortError, match="no such port"):
+        Device.open("serial:///dev/no-such-port")
+
+
+def other_version() -> bytes:
+    body = bytes((0x20, 1)) + bytes(20)
+    return b"\0" + cobs.encode(body + zlib.crc32(body).to_bytes(4, "little")) + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (b"\x13\x37" * 20, NoDevice, "is the baud rate right"),
+        (other_version(), ProtocolError, r"protocol 2\.0; this side speaks 1\.x"),
+    ],
+)
+def test_someone_else_there(virtual: VirtualDevice, answer: bytes, error: type[Exception], says: str) -> None:
+    class Stranger(WiredDevice):
+        def read(self) -> bytes:
+            time.sleep(0.01)
+            return answer
+
+    wire = Stranger(virtual, lossy=True)
+    with pytest.raises(error, match=says):
+        Device(wire, timeout_s=0.1)
+    assert wire.closed == 1
+
+
+def test_info_keeps_up_with_the_device(virtual: VirtualDevice) -> None:
+    weak = replace(virtual.info, supply_mv=2900)
+    assert isinstance(weak, Info)
+    with Device(WiredDevice(virtual, script={20: lambda wire: wire.say(Frame(0, 0, weak))})) as device:
+        device.start()
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks()) == 1000
+        assert device.info.supply_mv == 2900

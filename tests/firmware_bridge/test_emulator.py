@@ -1,0 +1,152 @@
+"""A real port between the emulator and `Device`: every count arrives, in time, and everyone can leave."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from firmware_bridge.device import Device
+from firmware_bridge.emulator import Emulator
+from firmware_bridge.endpoint import Endpoint, PtyEndpoint, TcpEndpoint
+from firmware_bridge.errors import LinkLost, PortError, ProtocolError
+from firmware_bridge.recording import Recording
+from firmware_bridge.virtual_device import VirtualDevice
+
+
+@pytest.fixture(params=["pty", "tcp"])
+def endpoint(request: pytest.FixtureRequest) -> Endpoint:
+    return PtyEndpoint() if request.param == "pty" else TcpEndpoint(0)
+
+
+@pytest.mark.parametrize("bytes_per_sample", [2, 3])
+def test_every_count_arrives(
+    endpoint: Endpoint, run_emulator: Callable, recording: Recording, bytes_per_sample: int
+) -> None:
+    virtual = VirtualDevice(recording, bytes_per_sample=bytes_per_sample, samples_per_frame=7, repeat=3)
+    with run_emulator(virtual, endpoint) as running:
+        with Device.open(endpoint.url) as device:
+            device.start()
+            blocks = list(device.blocks())
+            stats = device.stats
+        report = running.join()
+    ecg_mv = np.concatenate([block.ecg_mv for block in blocks], axis=1)
+    np.testing.assert_array_equal(ecg_mv, np.tile(recording.ecg_mv, 3))
+    assert report.finished
+    assert report.samples_sent == stats.samples_received == 3000
+    assert stats.samples_missing == stats.crc_errors == stats.framing_errors == stats.duplicates == 0
+
+
+def test_a_reader_that_pauses_loses_nothing(endpoint: Endpoint, run_emulator: Callable, recording: Recording) -> None:
+    with run_emulator(VirtualDevice(recording, repeat=5), endpoint) as running:
+        with Device.open(endpoint.url) as device:
+            device.start()
+            received = 0
+            for n, block in enumerate(device.blocks()):
+                received += block.ecg_mv.shape[1]
+                if n in (0, 100):
+                    time.sleep(0.2)
+        assert received == 5000
+        assert running.join().finished
+
+
+def test_time_is_kept(run_emulator: Callable, recording: Recording) -> None:
+    endpoint = PtyEndpoint()
+    with run_emulator(VirtualDevice(recording), endpoint, speed=4.0), Device.open(endpoint.url) as device:
+        device.start()
+        arrivals_s = [time.monotonic() for _ in device.blocks()]
+    assert len(arrivals_s) == 100
+    # 99 frames of 10 samples at four times 500 Hz lie between the first and the last.
+    assert arrivals_s[-1] - arrivals_s[0] == pytest.approx(0.495, abs=0.1)
+
+
+def test_autostart_streams_without_being_asked(
+    endpoint: Endpoint, run_emulator: Callable, recording: Recording
+) -> None:
+    with (
+        run_emulator(VirtualDevice(recording), endpoint, speed=8.0, autostart=True),
+        Device.open(endpoint.url) as device,
+    ):
+        device.start()
+        list(device.blocks())
+        stats = device.stats
+    assert stats.samples_received > 500
+    assert stats.samples_missing == 0
+
+
+def test_stop_and_start_on_a_port(endpoint: Endpoint, run_emulator: Callable, recording: Recording) -> None:
+    with run_emulator(VirtualDevice(recording), endpoint, speed=4.0), Device.open(endpoint.url) as device:
+        device.start()
+        blocks = device.blocks()
+        first = [next(blocks)]
+        device.stop()
+        first += blocks
+        time.sleep(0.1)  # time that does not count
+        device.start()
+        rest = list(device.blocks())
+        assert rest
+        assert sum(block.ecg_mv.shape[1] for block in first + rest) == 1000
+        assert device.stats.samples_missing == 0
+
+
+def test_a_device_that_goes_away_is_a_lost_link(
+    endpoint: Endpoint, run_emulator: Callable, recording: Recording
+) -> None:
+    with (
+        run_emulator(VirtualDevice(recording), endpoint, speed=1.0) as running,
+        Device.open(endpoint.url) as device,
+    ):
+        device.start()
+        blocks = device.blocks()
+        next(blocks)
+        running.stop()
+        endpoint.close()
+        with pytest.raises(LinkLost, match="lost"):
+            list(blocks)
+
+
+def test_a_tcp_client_that_leaves_ends_the_run(run_emulator: Callable, recording: Recording) -> None:
+    endpoint = TcpEndpoint(0)
+    with run_emulator(VirtualDevice(recording), endpoint, speed=1.0) as running:
+        with Device.open(endpoint.url) as device:
+            device.start()
+            next(device.blocks())
+        assert not running.join().finished
+
+
+@pytest.mark.parametrize("autostart", [False, True])
+def test_stop_works_while_nobody_reads(
+    endpoint: Endpoint, run_emulator: Callable, recording: Recording, autostart: bool
+) -> None:
+    with run_emulator(VirtualDevice(recording, repeat=100), endpoint, autostart=autostart) as running:
+        time.sleep(0.1)
+        start_s = time.monotonic()
+        assert not running.stop().finished
+        assert time.monotonic() - start_s < 1.0
+
+
+def test_endpoints_close_twice_and_need_a_free_port(endpoint: Endpoint) -> None:
+    endpoint.close()
+    endpoint.close()
+    with TcpEndpoint(0) as first, pytest.raises(PortError, match="choose another port"):
+        TcpEndpoint(int(first.url.rsplit(":")[-1]))
+
+
+def test_a_pty_can_be_opened_again(recording: Recording, run_emulator: Callable) -> None:
+    endpoint = PtyEndpoint()
+    with run_emulator(VirtualDevice(recording), endpoint, speed=1.0):
+        for _ in range(2):
+            with Device.open(endpoint.url) as device:
+                device.start()
+                next(device.blocks())
+        assert os.path.exists(endpoint.url.removeprefix("serial://"))
+
+
+def test_senseless_options_are_refused(recording: Recording) -> None:
+    with pytest.raises(ProtocolError, match="29 samples per frame do not fit: 1 to 28"):
+        VirtualDevice(recording, samples_per_frame=29)
+    with PtyEndpoint() as endpoint, pytest.raises(ValueError, match="speed"):
+        Emulator(VirtualDevice(recording), endpoint, speed=0.0)

@@ -1,0 +1,149 @@
+"""Messages and frames survive the wire; what does not is refused for the right reason."""
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware_bridge import cobs
+from firmware_bridge.errors import DropReason, FrameError, ProtocolError
+from firmware_bridge.messages import (
+    Ack,
+    Command,
+    CommandKind,
+    Info,
+    Log,
+    LogLevel,
+    MessageType,
+    Result,
+    Samples,
+    Status,
+    StopReason,
+)
+from firmware_bridge.protocol import (
+    MAX_ENCODED_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Frame,
+    decode_frame,
+    max_samples_per_frame,
+)
+
+frames = st.from_type(Frame)
+
+
+def wire(version: int, message_type: int, payload: bytes) -> bytes:
+    """A frame made by hand, without delimiters."""
+    body = bytes((version, message_type)) + bytes(10) + payload
+    return cobs.encode(body + zlib.crc32(body).to_bytes(4, "little"))
+
+
+def reason_of(stuffed: bytes) -> DropReason:
+    with pytest.raises(FrameError) as caught:
+        decode_frame(stuffed)
+    return caught.value.reason
+
+
+@given(frames)
+def test_round_trip(frame: Frame) -> None:
+    encoded = frame.encode()
+    assert encoded[0] == encoded[-1] == 0
+    assert 0 not in encoded[1:-1]
+    assert len(encoded) - 2 <= MAX_ENCODED_BYTES
+    assert decode_frame(encoded[1:-1]) == frame
+
+
+@given(frames, st.data())
+def test_a_changed_byte_never_passes(frame: Frame, data: st.DataObject) -> None:
+    stuffed = bytearray(frame.encode()[1:-1])
+    position = data.draw(st.integers(0, len(stuffed) - 1))
+    stuffed[position] ^= data.draw(st.integers(1, 255))
+    assert reason_of(bytes(stuffed)) in (DropReason.CRC, DropReason.FRAMING)
+
+
+@given(frames, st.binary(max_size=20))
+def test_fields_of_a_newer_minor_version_are_ignored(frame: Frame, extra: bytes) -> None:
+    newer = decode_frame(wire(0x1F, frame.message.TYPE, frame.message.encode() + extra))
+    assert newer.message == frame.message
+    assert newer.minor_version == 15
+
+
+def test_another_major_version_and_an_unknown_type_are_told_apart() -> None:
+    assert reason_of(wire(0x20, MessageType.STATUS, bytes(16))) is DropReason.VERSION
+    assert reason_of(wire(0x11, 0x7E, b"")) is DropReason.UNKNOWN_TYPE
+
+
+def test_codes_of_a_newer_version_read_as_other() -> None:
+    assert StopReason(77) is StopReason.OTHER
+    assert Result(77) is Result.OTHER
+    status = bytearray(Status(1, False, StopReason.FAULT).encode())
+    status[3] = 77
+    assert Status.decode(bytes(status)).reason is StopReason.OTHER
+
+
+INFO = Info(1, 500_000, 1000, 0, 16, 2, ("I", "II"), "device", "1")
+
+
+@pytest.mark.parametrize(
+    ("message_type", "payload"),
+    [
+        (MessageType.INFO, b""),
+        (MessageType.INFO, INFO.encode()[:-1]),
+        (MessageType.INFO, INFO.encode()[:2] + bytes(4) + INFO.encode()[6:]),  # a rate of zero
+        (MessageType.INFO, INFO.encode()[:14] + b"\0" + INFO.encode()[15:]),  # no leads
+        (MessageType.INFO, INFO.encode().replace(b"\x02II", b"\x01I")),  # a name twice
+        (MessageType.SAMPLES, bytes(9)),
+        (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 2, 2, 2, 0)) + bytes(7)),  # cut short
+        (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 2, 2, 4, 0)) + bytes(16)),  # four bytes a sample
+        (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 17, 1, 2, 0)) + bytes(34)),  # seventeen leads
+        (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 2, 0, 2, 0))),  # no samples
+        (MessageType.STATUS, bytes(15)),
+        (MessageType.LOG, b"\x01\x05\x00four"),
+        (MessageType.ERROR, b"\x01"),
+        (MessageType.COMMAND, b"\x01\x00\x02"),
+        (MessageType.ACK, b"\x01\x00\x02\x00\x01"),
+    ],
+)
+def test_a_payload_that_makes_no_sense_is_malformed(message_type: MessageType, payload: bytes) -> None:
+    assert reason_of(wire(0x10, message_type, payload)) is DropReason.MALFORMED
+
+
+def test_too_short_for_a_header_is_a_framing_error() -> None:
+    assert reason_of(cobs.encode(bytes(15))) is DropReason.FRAMING
+
+
+@pytest.mark.parametrize(("width", "low", "high"), [(2, -32768, 32767), (3, -8388608, 8388607)])
+def test_counts_keep_their_sign_at_the_limits(width: int, low: int, high: int) -> None:
+    counts = np.array([[low, high, -1], [0, 1, low + 1]], dtype=np.int32)
+    message = Samples.from_counts(counts, bytes_per_sample=width, boot_id=1)
+    np.testing.assert_array_equal(Samples.decode(message.encode()).counts(), counts)
+    with pytest.raises(FrameError, match="counts over"):
+        Samples.from_counts(counts + 1, bytes_per_sample=width, boot_id=1)
+
+
+def test_counts_are_interleaved_sample_by_sample() -> None:
+    message = Samples.from_counts(np.array([[1, 2], [3, 4]], dtype=np.int32), bytes_per_sample=2, boot_id=0)
+    assert message.data == bytes((1, 0, 3, 0, 2, 0, 4, 0))
+
+
+def test_the_largest_frame_holds_what_is_promised() -> None:
+    assert max_samples_per_frame(12, 3) == 28
+    assert max_samples_per_frame(12, 2) == 42
+    assert max_samples_per_frame(1, 2) == 255
+    largest = Samples.from_counts(np.zeros((12, 28), np.int32), bytes_per_sample=3, boot_id=0)
+    assert len(largest.encode()) <= MAX_PAYLOAD_BYTES
+    larger = Samples.from_counts(np.zeros((12, 29), np.int32), bytes_per_sample=3, boot_id=0)
+    with pytest.raises(ProtocolError, match="1054 bytes"):
+        Frame(0, 0, larger).encode()
+
+
+def test_long_text_is_cut_between_characters() -> None:
+    log = Log(LogLevel.INFO, "é" * 400)
+    assert Log.decode(log.encode()).text == "é" * 256
+
+
+def test_a_long_argument_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="65 bytes"):
+        Command(1, CommandKind.PING, bytes(65)).encode()
+    assert Ack.decode(Ack(1, 4, Result.OK, bytes(64)).encode()).echo == bytes(64)

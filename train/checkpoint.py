@@ -1,0 +1,79 @@
+"""Checkpoints: one safetensors file each, all that is needed to go on or to use the network in its header.
+
+    save(path, tensors, {"spec": ..., "net": ...})       # written beside, then renamed; path.json for people
+    tensors, info = load(path)
+    net, info = load_network(path)                       # the (averaged) network, in eval mode
+
+No pickle is ever read.  The header is the authority; the JSON beside it repeats it for reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runtime.spec import ModelSpec
+from train.errors import CheckpointError
+from train.model import M2JLNet, NetConfig
+
+INFO_KEY = "m2jl.checkpoint"
+
+
+def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+    """Write a checkpoint and its readable JSON; an interrupted call leaves the previous one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    text = json.dumps(info, indent=1)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {INFO_KEY: text})
+        os.replace(partial, path)
+        partial.write_text(text + "\n")
+        os.replace(partial, path.with_suffix(".json"))
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header.
+
+    Raises:
+        CheckpointError: missing, truncated, or not one of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            info = json.loads(header[INFO_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+    except KeyError:
+        raise CheckpointError(f"{path} was not written by m2jl train: its header lacks {INFO_KEY}") from None
+
+
+def network_info(net: M2JLNet, spec: ModelSpec) -> dict[str, Any]:
+    """The part of a header from which `load_network` builds the network again."""
+    return {"net": asdict(net.config), "spec": json.loads(spec.to_json())}
+
+
+def load_network(path: Path) -> tuple[M2JLNet, dict[str, Any]]:
+    """Build the network that a checkpoint holds, in eval mode, and give its header's info beside it."""
+    tensors, info = load(path)
+    try:
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info["net"].items()}
+        net = M2JLNet(NetConfig(**fields), ModelSpec.from_json(json.dumps(info["spec"])))
+        weights = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+        net.load_state_dict(weights or tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} does not hold an M2JLNet of this release: {first}") from error
+    return net.eval(), info

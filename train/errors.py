@@ -1,0 +1,27 @@
+"""Errors that a user of training can mend, as one family::
+
+    TrainError
+    ├── DataError        a data folder is not what it is said to be, or a table in it is damaged
+    ├── CheckpointError  a checkpoint is missing, damaged, or of another model
+    └── PresetError      an unknown preset, or values in it that make no sense
+
+`exit_code` is what `m2jl` ends with when one of them reaches it.
+"""
+
+
+class TrainError(Exception):
+    """Base of all faults of training that a user can mend."""
+
+    exit_code = 2
+
+
+class DataError(TrainError):
+    """A data folder that cannot be used."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint that cannot be used."""
+
+
+class PresetError(TrainError):
+    """A preset that does not exist or makes no sense."""

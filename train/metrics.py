@@ -1,0 +1,113 @@
+"""Multi-label metrics, thresholds and bootstrap intervals in numpy (no torch: models on a board are scored too)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+FloatArray = NDArray[np.floating]
+BoolArray = NDArray[np.bool_]
+
+
+def sigmoid(logits: FloatArray) -> NDArray[np.float64]:
+    """Logits -> probabilities, without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
+
+
+def auc(y_true: BoolArray, y_prob: FloatArray) -> float:
+    """Area under the ROC curve of one label, ties counted half; NaN where one of the classes is absent."""
+    positives = int(y_true.sum())
+    negatives = len(y_true) - positives
+    if not positives or not negatives:
+        return float("nan")
+    ranks = rankdata(y_prob)
+    return float((ranks[y_true].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def macro_auc(y_true: BoolArray, y_prob: FloatArray) -> float:
+    """Mean AUC over the labels (columns) that have both classes."""
+    return float(np.nanmean([auc(y_true[:, k], y_prob[:, k]) for k in range(y_true.shape[1])]))
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts per label (labels,) of a multi-label decision."""
+
+    tp: NDArray[np.int64]
+    fp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    tn: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, y_true: BoolArray, y_pred: BoolArray) -> Confusion:
+        """Count (records, labels) truth against decision."""
+        return cls(
+            (y_true & y_pred).sum(0),
+            (~y_true & y_pred).sum(0),
+            (y_true & ~y_pred).sum(0),
+            (~y_true & ~y_pred).sum(0),
+        )
+
+    def f1(self) -> NDArray[np.float64]:
+        """F1 per label; 0 where a label is neither present nor predicted."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    def micro_f1(self) -> float:
+        """F1 of all labels' decisions pooled."""
+        tp, fp, fn = self.tp.sum(), self.fp.sum(), self.fn.sum()
+        return float(_ratio(2 * tp, 2 * tp + fp + fn))
+
+    def sensitivity(self) -> NDArray[np.float64]:
+        """Recall per label."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    def specificity(self) -> NDArray[np.float64]:
+        """True negative rate per label."""
+        return _ratio(self.tn, self.tn + self.fp)
+
+    def ppv(self) -> NDArray[np.float64]:
+        """Precision per label."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+
+def _ratio(top: NDArray[np.int64] | int, bottom: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    return np.asarray(top / np.maximum(bottom, 1), np.float64)
+
+
+def macro_f1(y_true: BoolArray, y_prob: FloatArray, thresholds: FloatArray) -> float:
+    """Mean F1 over labels at the given thresholds (labels,)."""
+    return float(Confusion.of(y_true, y_prob >= thresholds).f1().mean())
+
+
+def best_thresholds(y_true: BoolArray, y_prob: FloatArray) -> NDArray[np.float64]:
+    """Per label the threshold with the highest F1, halfway between two neighbouring probabilities.
+
+    To be called on the validation fold only: on the test fold it would be optimistic.
+    """
+    thresholds = np.full(y_true.shape[1], 0.5)
+    for k in range(y_true.shape[1]):
+        order = np.argsort(-y_prob[:, k], kind="stable")
+        probability = y_prob[order, k].astype(np.float64)
+        tp = np.cumsum(y_true[order, k])
+        predicted = np.arange(1, len(order) + 1)
+        f1 = 2 * tp / (predicted + tp[-1])
+        # Only a cut between two different probabilities can be made by a threshold.
+        f1[:-1][probability[:-1] == probability[1:]] = -1.0
+        cut = int(np.argmax(f1))
+        below = probability[cut + 1] if cut + 1 < len(order) else 0.0
+        thresholds[k] = np.clip((probability[cut] + below) / 2, 1e-4, 1 - 1e-4)
+    return thresholds
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.intp]], float], records: int, *, repeats: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of record indices, drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    values = [statistic(generator.integers(0, records, records)) for _ in range(repeats)]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
