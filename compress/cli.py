@@ -13,9 +13,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", s
 OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
 RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of PTB-XL.", show_default=False)]
-Cache = Annotated[
-    Path | None, typer.Option(help="Where prepared signals are kept.  [default: ~/.cache/m2jlnet]", show_default=False)
-]
+Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
 PRESET = "ptbxl-super"
 
 
@@ -164,6 +162,7 @@ def verify(
     """
     import json
 
+    from compress.errors import CompressError
     from compress.recipe import load_recipe
     from compress.verify import check, compare
     from runtime.model import Model
@@ -173,6 +172,9 @@ def verify(
 
     gate = load_recipe(recipe).gate
     models = [Model.load(path, threads=2) for path in (reference, candidate)]
+    eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
+    if eat_and_say[0] != eat_and_say[1]:
+        raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")
     validation = load_ptbxl(data, models[0].spec, [preset(PRESET).validation_fold], cache=cache)
     logits = [onnx_logits(model, validation) for model in models]
     comparison = compare(logits[0], logits[1], validation, models[0].spec)

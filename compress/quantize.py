@@ -12,6 +12,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,20 @@ PER_LABEL = 8
 
 
 def choose_records(data: EcgData, count: int, seed: int) -> NDArray[np.intp]:
-    """Row numbers of calibration records: at least `PER_LABEL` of each label, the rest at random.
+    """Row numbers of calibration records: `PER_LABEL` of each label as far as `count` allows, the rest at random.
 
     Raises:
         RecipeError: a label has no recording, so its ranges could not be found.
     """
     generator = np.random.default_rng(seed)
-    chosen: list[int] = []
+    of_label: list[list[int]] = []
     for k in range(data.targets.shape[1]):
         rows = np.flatnonzero(data.targets[:, k])
         if not len(rows):
             raise RecipeError(f"none of the {len(data)} calibration recordings has label number {k + 1}")
-        chosen += generator.permutation(rows)[:PER_LABEL].tolist()
+        of_label.append(generator.permutation(rows)[:PER_LABEL].tolist())
+    # One of each label, then a second of each, ...: a small count must not leave the last labels out.
+    chosen = [row for turn in zip_longest(*of_label) for row in turn if row is not None]
     chosen += generator.permutation(len(data)).tolist()
     return np.sort(np.asarray(list(dict.fromkeys(chosen))[: min(count, len(data))]))
 

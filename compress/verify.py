@@ -20,6 +20,10 @@ from train.dataset import EcgData
 from train.metrics import Confusion, auc, best_thresholds, sigmoid
 
 
+def _figure(value: float, digits: int = 4) -> float | None:
+    return round(float(value), digits) if np.isfinite(value) else None  # JSON has no NaN
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A candidate beside its reference, both at thresholds tuned on the same recordings.
@@ -41,14 +45,14 @@ class Comparison:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
-            "max_logit_error": round(self.max_error, 6),
-            "mean_logit_error": round(self.mean_error, 6),
-            "macro_auc": round(float(self.auc.mean()), 4),
-            "macro_f1": round(float(self.f1.mean()), 4),
-            "macro_auc_drop": round(float(self.auc_drop.mean()), 4),
-            "macro_f1_drop": round(float(self.f1_drop.mean()), 4),
-            "auc_drop": {label: round(float(d), 4) for label, d in zip(self.labels, self.auc_drop, strict=True)},
-            "f1_drop": {label: round(float(d), 4) for label, d in zip(self.labels, self.f1_drop, strict=True)},
+            "max_logit_error": _figure(self.max_error, 6),
+            "mean_logit_error": _figure(self.mean_error, 6),
+            "macro_auc": _figure(self.auc.mean()),
+            "macro_f1": _figure(self.f1.mean()),
+            "macro_auc_drop": _figure(self.auc_drop.mean()),
+            "macro_f1_drop": _figure(self.f1_drop.mean()),
+            "auc_drop": {label: _figure(d) for label, d in zip(self.labels, self.auc_drop, strict=True)},
+            "f1_drop": {label: _figure(d) for label, d in zip(self.labels, self.f1_drop, strict=True)},
         }
 
 
@@ -81,7 +85,8 @@ def check(comparison: Comparison, stage: str, gate: Gate) -> None:
     Raises:
         GateFailed: names the stage, the figure, its limit and the label that lost most.
     """
-    if stage == "export" and comparison.max_error > gate.max_export_error:
+    # A NaN must not pass: every comparison with it is false.
+    if stage == "export" and not comparison.max_error <= gate.max_export_error:
         raise GateFailed(
             f"export: logits differ by up to {comparison.max_error:.2g} from the checkpoint's, "
             f"more than {gate.max_export_error:g}"
@@ -90,7 +95,6 @@ def check(comparison: Comparison, stage: str, gate: Gate) -> None:
         ("macro-AUC", comparison.auc_drop, gate.max_auc_drop),
         ("macro-F1", comparison.f1_drop, gate.max_f1_drop),
     ):
-        # A NaN must not pass: every comparison with it is false.
         if not float(drop.mean()) <= limit:
             worst = int(np.nanargmax(np.where(np.isnan(drop), np.inf, drop)))
             raise GateFailed(

@@ -31,7 +31,9 @@ class NoDevice(BridgeError):  # noqa: N818 - a state of the cable, as its name s
 
 
 class LinkLost(BridgeError):  # noqa: N818
-    """An open link broke: unplugged, closed by the other side, or silent."""
+    """An open link broke: unplugged, closed by the other side, or silent. The work had begun, so the code is 1."""
+
+    exit_code = 1
 
 
 class ProtocolError(BridgeError):

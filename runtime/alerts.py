@@ -52,7 +52,8 @@ class AlertPolicy:
 
 def lower_threshold(threshold: float, margin_logit: float) -> float:
     """The probability `margin_logit` under a threshold on the logit scale."""
-    return 1 / (1 + math.exp(-(math.log(threshold / (1 - threshold)) - margin_logit)))
+    odds = threshold / (1 - threshold) * math.exp(-margin_logit)
+    return odds / (1 + odds)
 
 
 class LabelState:

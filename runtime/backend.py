@@ -66,8 +66,23 @@ class OnnxRuntimeBackend:
         outputs = [(value.name, value.shape[1:]) for value in self._session.get_outputs()]
         if outputs != [("logits", [len(spec.labels)])]:
             raise ModelError(f"{name} gives {outputs}, its spec says logits of {len(spec.labels)} labels")
+        for value in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if value.type != "tensor(float)" or isinstance(value.shape[0], int):
+                raise ModelError(
+                    f"{name}: {value.name} is {value.type} with a batch of {value.shape[0]}; "
+                    "it must be float32 with any batch"
+                )
+        self._name = name
 
     def infer(self, ecg: Float32Array, spectrogram: Float32Array) -> Float32Array:
-        """See `Backend`."""
-        (logits,) = self._session.run(["logits"], {"ecg": ecg, "spectrogram": spectrogram})
+        """See `Backend`.
+
+        Raises:
+            ModelError: the graph fails on these inputs.
+        """
+        try:
+            (logits,) = self._session.run(["logits"], {"ecg": ecg, "spectrogram": spectrogram})
+        except Exception as error:
+            first = str(error).splitlines()[0]
+            raise ModelError(f"{self._name} fails on inputs of the right shape: {first}") from error
         return np.asarray(logits, np.float32)

@@ -14,6 +14,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -155,7 +156,9 @@ def read_accuracy(path: Path) -> dict[str, Any]:
         raise OptionError(f"{path} is not what m2jl evaluate --json prints: {error!r}") from error
 
 
-def bench(models: list[Path], config: BenchConfig, accuracy: list[Path]) -> list[dict[str, Any]]:
+def bench(
+    models: list[Path], config: BenchConfig, accuracy: list[Path], *, say: Callable[[str], None] = lambda _line: None
+) -> list[dict[str, Any]]:
     """Measure each model in its own process; join accuracy reports by the model's SHA-256.
 
     Raises:
@@ -173,7 +176,8 @@ def bench(models: list[Path], config: BenchConfig, accuracy: list[Path]) -> list
             raise OptionError(f"{path} is about another model: its sha256 is none of those given")
         reports[report.pop("sha256")] = report
     rows = []
-    for path in models:
+    for number, path in enumerate(models, start=1):
+        say(f"measuring {path.name}, {number} of {len(models)}")
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             row = pool.submit(measure, path, config).result()
         row["accuracy"] = reports.get(row["sha256"])

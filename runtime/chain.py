@@ -63,6 +63,8 @@ class SignalChain:
         """Begin a segment; `first_sample` is the absolute index (device rate) of the first sample to come."""
         leads, spec = len(self.spec.leads), self.spec
         self._resampler.start(first_sample)
+        self._pending: list[NDArray[np.floating]] = []
+        self._next_input = first_sample
         first, _ = self._resampler.push(np.empty((leads, 0), np.float32))
         self._signal = np.empty((leads, 0), np.float32)
         self._signal_first = first
@@ -73,11 +75,25 @@ class SignalChain:
 
     def push(self, x_mv: NDArray[np.floating]) -> list[Window]:
         """Take samples (leads, n) in mV at the device's rate; give the windows that they complete."""
-        return self._advance(self._resampler.push(x_mv)[1])
+        self._pending.append(x_mv)
+        self._next_input += x_mv.shape[1]
+        # Blocks wait until they complete a frame or a window: small arrays cost numpy more than they hold.
+        spec = self.spec
+        due = min(self._next_frame + spec.frame_samples, self._next_window + spec.window_samples) - 1
+        if self._next_input <= self._resampler.newest_input(due):
+            return []
+        return self._advance(self._take_pending())
 
     def flush(self) -> list[Window]:
         """End the segment; gives the windows that only waited for the filter's delay."""
-        return self._advance(self._resampler.flush()[1])
+        fresh = [self._take_pending(), self._resampler.flush()[1]]
+        return self._advance(np.concatenate(fresh, axis=1))
+
+    def _take_pending(self) -> Float32Array:
+        """Resample the blocks that wait."""
+        waiting = np.concatenate(self._pending, axis=1) if self._pending else np.empty((len(self.spec.leads), 0))
+        self._pending = []
+        return self._resampler.push(waiting)[1]
 
     def _advance(self, fresh: Float32Array) -> list[Window]:
         spec = self.spec
@@ -119,7 +135,8 @@ class SignalChain:
         """Keep only what windows to come can need, so that memory does not grow."""
         # A frame may still be pending over samples that are older than the next window's start.
         keep = min(self._next_window, self._next_frame)
-        drop = max(0, keep - self._signal_first)
+        # Where hops leave gaps between windows, what is needed next may not have come yet.
+        drop = min(max(0, keep - self._signal_first), self._signal.shape[1])
         self._signal = self._signal[:, drop:]
         self._signal_first += drop
         hop = self.spec.frame_hop_samples

@@ -36,9 +36,9 @@ def run(
     ],
     model: Annotated[str, typer.Option(help="An .onnx file, or the name of a shipped one.")] = DEFAULT,
     sink: Annotated[list[str] | None, typer.Option(help="Where events go; may be repeated. - is stdout.")] = None,
-    speed: Annotated[float, typer.Option(parser=_speed, metavar="N|max", help="For file://: times real time.")] = float(
-        "inf"
-    ),
+    speed: Annotated[
+        float, typer.Option(parser=_speed, metavar="N|max", help="For file://: times real time.", show_default="max")
+    ] = float("inf"),
     duration: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal.")
     ] = None,
@@ -53,6 +53,7 @@ def run(
     """
     import json
     import logging
+    import math
     import signal
 
     from runtime.model import Model, find_model
@@ -61,8 +62,12 @@ def run(
     from runtime.sources import open_source
 
     logging.basicConfig(format="m2jl: %(message)s", level=logging.WARNING)
+    if duration is not None and not math.isfinite(duration):
+        raise typer.BadParameter(f"{duration} is no duration", param_hint="--duration")
     if stats is not None and not stats.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {stats.parent}", param_hint="--stats")
+    if stats is not None and stats.is_dir():
+        raise typer.BadParameter(f"{stats} is a folder, not a file", param_hint="--stats")
     loaded = Model.load(find_model(model), threads=threads)
     sinks = [open_sink(url) for url in sink or ["-"]]
     with open_source(source, speed=speed) as opened:
@@ -91,7 +96,7 @@ def run(
 @app.command("demo")
 def demo(
     model: Annotated[str, typer.Option(help="An .onnx file, or the name of a shipped one.")] = DEFAULT,
-    speed: Annotated[float, typer.Option(min=0.1, help="Times real time.")] = 5.0,
+    speed: Annotated[float, typer.Option(min=0.1, help="Times real time.")] = 10.0,
     repeat: Annotated[int, typer.Option(min=2, help="Replay the 10-s recording this often.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw what is printed, as an SVG file.")] = None,
@@ -150,10 +155,11 @@ def _event_line(event: dict[str, Any]) -> str:
 
 
 def _print_demo(console: Any, result: Any, thresholds: tuple[float, ...]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     record, stats = result.record, result.stats
-    table = Table(title=f"\n{record['name']}, last window", title_justify="left")
+    table = Table(title=f"\n{record['name']}, last window", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("finding")
     table.add_column("probability", justify="right")
     table.add_column("threshold", justify="right")
@@ -188,10 +194,14 @@ def bench(
 ) -> None:
     """Measure latency, throughput and memory of models on this machine, each in a process of its own.
 
+    p50 and p99 are of one call of the model, speed is against the first model, hop of the whole chain from samples to
+    alerts, MB the peak memory and KB the file.
+
     Example: m2jl bench student.onnx student-int8.onnx --accuracy int8.json
     """
     import json
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -200,36 +210,25 @@ def bench(
     from runtime.model import find_model
 
     config = BenchConfig(windows, threads, batch)
-    with Console(stderr=True).status("measuring..."):
-        rows = measure_all([find_model(name) for name in models], config, accuracy or [])
+    with Console(stderr=True).status("measuring") as status:
+        rows = measure_all([find_model(name) for name in models], config, accuracy or [], say=status.update)
     if as_json:
         typer.echo(json.dumps(rows))
         return
     first = rows[0]["machine"]
-    table = Table(title=f"{first['cpu']}, {threads} thread(s), batch {batch}", title_justify="left")
-    for column in (
-        "model",
-        "p50 ms",
-        "p99 ms",
-        "x first",
-        "windows/s",
-        "hop p50 ms",
-        "x real time",
-        "MB",
-        "KB",
-        "AUC",
-    ):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    title = f"{first['cpu']}, {threads} thread(s), batch {batch}; times in ms"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("model", overflow="fold", min_width=20)
+    for column in ("p50", "p99", "speed", "hop p50", "MB", "KB", "AUC"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         scored = row["accuracy"]
         table.add_row(
             Path(row["model"]).stem,
             f"{row['latency_ms']['p50']:.2f}",
             f"{row['latency_ms']['p99']:.2f}",
-            f"{rows[0]['latency_ms']['p50'] / row['latency_ms']['p50']:.2f}",
-            f"{row['windows_per_s']:.0f}",
+            f"x{rows[0]['latency_ms']['p50'] / row['latency_ms']['p50']:.2f}",
             f"{row['hop_ms']['p50']:.2f}",
-            f"{row['realtime_factor']:.0f}",
             f"{row['peak_rss_mb']:.0f}",
             f"{row['file_kb']:.0f}",
             "-" if scored is None else f"{scored['macro_auc']:.3f}",

@@ -51,12 +51,13 @@ class PolyphaseResampler:
     """
 
     def __init__(self, rate_in_hz: float, rate_out_hz: float, *, high_hz: float, leads: int) -> None:
+        # Written so that it refuses what is not a number, too; and before a rate near zero becomes a denominator.
+        if not 2 * high_hz < rate_in_hz < float("inf"):
+            raise SourceError(f"a rate of {rate_in_hz:g} Hz cannot carry the model's band up to {high_hz:g} Hz")
         ratio = Fraction(rate_out_hz).limit_denominator(1000) / Fraction(rate_in_hz).limit_denominator(1000)
         self._up, self._down = ratio.numerator, ratio.denominator
         if self._up > MAX_PHASES:
             raise SourceError(f"cannot resample {rate_in_hz:g} Hz to {rate_out_hz:g} Hz: no simple ratio between them")
-        if rate_in_hz / 2 <= high_hz:
-            raise SourceError(f"a rate of {rate_in_hz:g} Hz cannot carry the model's band up to {high_hz:g} Hz")
         stop_hz = min(rate_in_hz, rate_out_hz) / 2
         response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
         self._half = len(response) // 2
@@ -65,6 +66,8 @@ class PolyphaseResampler:
         padded[: len(response)] = response
         # Row p: taps h[p], h[p + up], ... reversed, so that a dot product with inputs in time order convolves.
         self._bank = padded.reshape(self._taps, self._up).T[:, ::-1].copy()
+        # All phases get the same gain at 0 Hz: the stop band's ripple would turn a 300 mV offset into 0.1 mV of noise.
+        self._bank /= self._bank.sum(axis=1, keepdims=True)
         self._leads = leads
         self.delay_s = self._half / (rate_in_hz * self._up)
         self._tail: Float64Array | None = None
@@ -76,6 +79,10 @@ class PolyphaseResampler:
         self._tail = None
         self._tail_first = first_sample
         self._next_output = -(-first_sample * self._up // self._down)
+
+    def newest_input(self, output: int) -> int:
+        """Absolute index of the newest input that output number `output` needs."""
+        return (output * self._down + self._half) // self._up
 
     def push(self, x: NDArray[np.floating]) -> tuple[int, Float32Array]:
         """Take inputs (leads, n); give (index of the first output, outputs (leads, m)), m >= 0."""
@@ -110,13 +117,13 @@ class PolyphaseResampler:
         y = np.empty((self._leads, count), np.float32)
         for k in range(min(self._up, count)):
             # Outputs first+k, first+k+up, ... share a phase; their inputs are `down` apart.
-            newest, phase = divmod((first + k) * self._down + self._half, self._up)
-            start = newest - self._taps + 1 - self._tail_first
+            phase = ((first + k) * self._down + self._half) % self._up
+            start = self.newest_input(first + k) - self._taps + 1 - self._tail_first
             columns = np.lib.stride_tricks.sliding_window_view(self._tail[:, start:], self._taps, axis=1)
             wanted = len(range(k, count, self._up))
             y[:, k :: self._up] = columns[:, : (wanted - 1) * self._down + 1 : self._down] @ self._bank[phase]
         self._next_output = first + count
-        oldest_needed = (self._next_output * self._down + self._half) // self._up - self._taps + 1
+        oldest_needed = self.newest_input(self._next_output) - self._taps + 1
         drop = max(0, min(oldest_needed - self._tail_first, self._tail.shape[1]))
         # A copy, so that a long block is not kept alive by its last few samples.
         self._tail = self._tail[:, drop:].copy()

@@ -28,10 +28,11 @@ DEFAULT_MODEL = "m2jlnet-ptbxl-super-int8.onnx"
 def find_model(name: str | os.PathLike[str]) -> Path:
     """A model by path, or one of the shipped ones by file name with or without ``.onnx``."""
     path = Path(name)
-    if path.exists() or path.parent != Path():
+    # os.path says no, rather than raise, where a name is too long to be one.
+    if os.path.exists(path) or path.parent != Path():
         return path
     for candidate in (SHIPPED / path.name, SHIPPED / f"{path.name}.onnx"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     return path
 

@@ -122,9 +122,10 @@ class Monitor:
         """End the segment before, say why, and start one at this block."""
         events = self._classify(self._chain.flush(), began_s)
         t_s = block.first_sample / self.rate_hz
+        # Windows do not reach over the segment's edge, so its flags bind none to come.
+        self._flags.clear()
         if block.restarted:
-            # Positions begin anew; what was flagged lies on the old ones.
-            self._flags.clear()
+            self.stats.missing_samples += block.missing_samples
             for state in self._states:
                 state.restart_clock()
             events.append(Event("link", t_s, self._identity, detail="the device restarted"))

@@ -20,8 +20,7 @@ from pathlib import Path
 from runtime.errors import ModelError
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-# Quantized operators that onnxruntime itself brings; refused until a back end says that it takes them.
-DATA_LOCATION_EXTERNAL = 1
+MAX_DEPTH = 16  # of graphs within nodes; nothing sound comes near
 
 
 @dataclass(slots=True)
@@ -34,9 +33,9 @@ class OnnxFile:
         metadata: the model's own key-value pairs.
         opset: version of the standard operator set.
         domains: all operator domains that nodes use.
-        nodes: number of nodes per operator.
+        nodes: number of nodes per operator, those of inner graphs (If, Loop) and functions included.
         parameters: elements of floating or quantized initializers (weights, not shapes or scales).
-        external: names of initializers that live in another file.
+        external: names of tensors that live in another file, initializers or constants.
     """
 
     data: bytes
@@ -116,7 +115,7 @@ def _pair(message: memoryview, first: int, second: int) -> tuple[str, int | memo
     return name, other
 
 
-def _initializer(message: memoryview, file: OnnxFile) -> None:
+def _tensor(message: memoryview, file: OnnxFile, *, weight: bool = False) -> None:
     dims: list[int] = []
     name, external = "", False
     for number, value in _fields(message):
@@ -130,28 +129,60 @@ def _initializer(message: memoryview, file: OnnxFile) -> None:
                     dims.append(size)
         elif number == 8:
             name = _text(value)
-        elif number == 14:
-            external = value == DATA_LOCATION_EXTERNAL
+        elif number == 13 or (number == 14 and value != 0):  # external_data, data_location
+            external = True
     # Scalars and vectors of shapes, scales and zero points are not parameters; weights have two or more dimensions.
-    if len(dims) >= 2:
+    if weight and len(dims) >= 2:
         file.parameters += prod(dims)
     if external:
         file.external.append(name)
 
 
-def _graph(message: memoryview, file: OnnxFile) -> None:
+def _sparse_tensor(message: memoryview, file: OnnxFile) -> None:
     for number, value in _fields(message):
-        if number == 1:  # node
-            operator, domain = "", ""
-            for node_field, node_value in _fields(_message(value)):
-                if node_field == 4:
-                    operator = _text(node_value)
-                elif node_field == 7:
-                    domain = _text(node_value)
-            file.nodes[operator] += 1
-            file.domains.add(domain)
+        if number in (1, 2):  # values, indices
+            _tensor(_message(value), file)
+
+
+def _attribute(message: memoryview, file: OnnxFile, depth: int) -> None:
+    for number, value in _fields(message):
+        if number in (5, 10):  # t, tensors
+            _tensor(_message(value), file)
+        elif number in (6, 11):  # g, graphs
+            _graph(_message(value), file, depth + 1)
+        elif number in (22, 23):  # sparse_tensor, sparse_tensors
+            _sparse_tensor(_message(value), file)
+
+
+def _node(message: memoryview, file: OnnxFile, depth: int) -> None:
+    operator, domain = "", ""
+    for number, value in _fields(message):
+        if number == 4:
+            operator = _text(value)
         elif number == 5:
-            _initializer(_message(value), file)
+            _attribute(_message(value), file, depth)
+        elif number == 7:
+            domain = _text(value)
+    file.nodes[operator] += 1
+    file.domains.add(domain)
+
+
+def _graph(message: memoryview, file: OnnxFile, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise _DamagedError
+    for number, value in _fields(message):
+        if number == 1:
+            _node(_message(value), file, depth)
+        elif number == 5:
+            _tensor(_message(value), file, weight=True)
+        elif number == 15:
+            _sparse_tensor(_message(value), file)
+
+
+def _function(message: memoryview, file: OnnxFile) -> None:
+    for number, value in _fields(message):
+        if number == 7:
+            _node(_message(value), file, 0)
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -179,7 +210,9 @@ def read_onnx(path: Path) -> OnnxFile:
                     file.opset = version
             elif number == 14:
                 key, text = _pair(_message(value), 1, 2)
-                file.metadata[key] = _text(text)
+                file.metadata[key] = _text(text) if text != 0 else ""  # proto3 leaves an empty text out
+            elif number == 25:
+                _function(_message(value), file)
     except (_DamagedError, UnicodeDecodeError):
         raise ModelError(f"{path} is not a whole ONNX file (damaged or cut short at {len(data)} bytes)") from None
     if not has_graph or not file.opset:

@@ -24,6 +24,7 @@ from firmware_bridge import Block, Device, read_recording
 from runtime.errors import SourceError
 
 FILE_BLOCK_S = 0.1
+POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it replays
 
 
 class Source(Protocol):
@@ -109,7 +110,8 @@ class FileSource:
         for first in range(0, samples, size):
             part = self._ecg_mv[:, first : first + size]
             due_s = began_s + (first + part.shape[1]) / self.rate_hz / self._speed
-            time.sleep(max(0.0, due_s - time.monotonic()))
+            while not self._interrupted and (wait_s := due_s - time.monotonic()) > 0:
+                time.sleep(min(wait_s, POLL_S))
             if self._interrupted:
                 return
             yield Block(first, part, none, none, 0, False)

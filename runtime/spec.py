@@ -24,6 +24,7 @@ from runtime.errors import ModelError
 
 METADATA_KEY = "m2jl.spec"
 SPEC_VERSION = (1, 0)
+MAX_SAMPLES = 1_000_000  # of a window or a hop; more is a mistake, or a file made to exhaust a board
 LEADS_12 = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -32,6 +33,8 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 def _whole(duration_s: float, rate_hz: float, what: str) -> int:
     samples = duration_s * rate_hz
+    if not 0.5 < samples <= MAX_SAMPLES:
+        raise ValueError(f"{what} of {duration_s:g} s is {samples:g} samples at {rate_hz:g} Hz, not 1 to {MAX_SAMPLES}")
     if abs(samples - round(samples)) > 1e-6:
         raise ValueError(f"{what} of {duration_s:g} s is {samples:g} samples at {rate_hz:g} Hz, not a whole number")
     return round(samples)
@@ -159,15 +162,19 @@ class ModelSpec(BaseModel):
         try:
             fields: dict[str, Any] = json.loads(text)
             major, minor = (int(part) for part in str(fields["spec_version"]).split("."))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(f"the model's spec is not readable: {error!r}") from error
         if major != SPEC_VERSION[0]:
             raise ModelError(f"the model's spec has version {major}.{minor}; this release reads {SPEC_VERSION[0]}.x")
         if minor > SPEC_VERSION[1]:
             fields = {key: value for key, value in fields.items() if key in cls.model_fields}
+            inner = fields.get("spectrogram")
+            if isinstance(inner, dict):
+                known = SpectrogramSpec.model_fields
+                fields["spectrogram"] = {key: value for key, value in inner.items() if key in known}
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(" ".join(str(part).split()) for part in first["loc"])
             raise ModelError(f"the model's spec is not valid: {where + ': ' if where else ''}{first['msg']}") from error

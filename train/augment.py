@@ -32,7 +32,7 @@ def random_shift(x: Tensor, generator: torch.Generator, rate_hz: float) -> Tenso
 
 
 def random_leads_off(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flatten up to `MAX_LEADS_OFF` leads of some samples; a single-lead sample is left alone."""
+    """Flatten up to `MAX_LEADS_OFF` leads of some samples; samples that have no more leads than that are left alone."""
     leads = x.shape[1]
     if leads <= MAX_LEADS_OFF:
         return x

@@ -9,6 +9,7 @@ No pickle is ever read.  The header is the authority; the JSON beside it repeats
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runtime.errors import ModelError
 from runtime.spec import ModelSpec
 from train.errors import CheckpointError
 from train.model import M2JLNet, NetConfig
@@ -28,16 +30,17 @@ INFO_KEY = "m2jl.checkpoint"
 
 def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Write a checkpoint and its readable JSON; an interrupted call leaves the previous one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     text = json.dumps(info, indent=1)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {INFO_KEY: text})
         os.replace(partial, path)
         partial.write_text(text + "\n")
         os.replace(partial, path.with_suffix(".json"))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
@@ -73,7 +76,8 @@ def load_network(path: Path) -> tuple[M2JLNet, dict[str, Any]]:
         net = M2JLNet(NetConfig(**fields), ModelSpec.from_json(json.dumps(info["spec"])))
         weights = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
         net.load_state_dict(weights or tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} does not hold an M2JLNet of this release: {first}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
+        # torch says what does not fit on its second line, at length.
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not hold an M2JLNet of this release: {said[:200]}") from error
     return net.eval(), info

@@ -21,7 +21,7 @@ def _train() -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr with the share done, the time gone by and the time left."""
+    """A bar on stderr with the share done, the time gone by and the time left; in a log file only what is printed."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -32,6 +32,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,8 +40,9 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
@@ -57,14 +59,12 @@ def stepper(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
 def train(
     preset: Annotated[str | None, typer.Argument(help="What to train; see --list.", show_default=False)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default=False)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.  [default: runs/PRESET]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/PRESET")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the preset's.", show_default=False)] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where prepared signals are kept.  [default: ~/.cache/m2jlnet]", show_default=False),
+        typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
     ] = None,
     list_presets: Annotated[bool, typer.Option("--list", help="List presets and networks, and end.")] = False,
 ) -> None:
@@ -84,7 +84,7 @@ def train(
     import torch
 
     from train.dataset import load_ptbxl
-    from train.model import NETS, M2JLNet, count_macs, count_parameters
+    from train.model import M2JLNet, count_macs, count_parameters
     from train.presets import preset as find_preset
     from train.trainer import Hooks, MultiTask, fit
 
@@ -107,7 +107,7 @@ def train(
             bar.remove_task(task)
         train_data, validation_data = sets
         torch.manual_seed(config.seed)
-        net = M2JLNet(NETS[chosen.net], chosen.spec)
+        net = M2JLNet(chosen.config, chosen.spec)
         bar.console.print(
             f"{preset}: {len(train_data)} recordings to train on, {len(validation_data)} to choose on, "
             f"{train_data.without_files} named without files; {chosen.net}, {count_parameters(net):,} parameters, "
@@ -179,7 +179,7 @@ def evaluate(
     fold: Annotated[int, typer.Option(help="Official fold to score.")] = 10,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where prepared signals are kept.  [default: ~/.cache/m2jlnet]", show_default=False),
+        typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Keep record, y_true and y_prob in this .npz file.", show_default=False)
@@ -193,10 +193,12 @@ def evaluate(
     import json
 
     import numpy as np
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from runtime.model import find_model
+    from train.errors import DataError
     from train.evaluate import report, score
 
     path = find_model(model)
@@ -206,8 +208,11 @@ def evaluate(
         bar.update(task, description="intervals", total=None)
         figures = report(path, scored, fold)
     if predictions is not None:
-        with predictions.open("wb") as file:
-            np.savez(file, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
+        try:
+            with predictions.open("wb") as file:
+                np.savez(file, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
+        except OSError as error:
+            raise DataError(f"cannot write {predictions}: {error.strerror}") from error
     if as_json:
         typer.echo(json.dumps(figures))
         return
@@ -218,7 +223,9 @@ def evaluate(
     typer.echo(f"macro-F1  {figures['macro_f1']:.4f} [{ci['macro_f1'][0]:.4f}, {ci['macro_f1'][1]:.4f}]")
     typer.echo(f"micro-F1  {figures['micro_f1']:.4f}")
     columns = ("auc", "f1", "sensitivity", "specificity", "ppv", "threshold")
-    table = Table("label", *columns, "positives")
+    table = Table("label", "AUC", "F1", "sens.", "spec.", "PPV", "threshold", "positives", box=SIMPLE_HEAD)
     for label, row in figures["per_label"].items():
-        table.add_row(label, *(f"{row[column]:.3f}" for column in columns), str(row["positives"]))
+        table.add_row(
+            label, *("-" if row[column] is None else f"{row[column]:.3f}" for column in columns), str(row["positives"])
+        )
     Console().print(table)

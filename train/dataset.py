@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import SourceError
 from runtime.filters import resample
 from runtime.spec import ModelSpec
 from train.errors import DataError
@@ -43,6 +45,8 @@ class EcgData:
         targets: (records, labels) float32 of 0 and 1.
         without_files: records that the table names and the disk lacks, over all folds.
         unreadable: names of records that were left out because they could not be read or held NaN.
+        statements: (records, all SCP statements) float32 of 0 and 1, where the data set has them: free labels for an
+            auxiliary task.
     """
 
     record: NDArray[np.int64]
@@ -50,6 +54,7 @@ class EcgData:
     targets: Float32Array
     without_files: int
     unreadable: tuple[str, ...]
+    statements: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.record)
@@ -72,6 +77,8 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
         record = wfdb.rdrecord(str(path))
     except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+    if not record.sig_name or not record.fs:
+        raise DataError(f"{path}: holds no signal, or does not say at what rate")
     names = {name.upper(): k for k, name in enumerate(record.sig_name)}
     try:
         columns = [names[lead.upper()] for lead in leads]
@@ -85,7 +92,10 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
 
 def _prepare(path: Path, spec: ModelSpec) -> Float32Array:
     signal, rate_hz = read_signal(path, spec.leads)
-    signal = resample(signal, rate_hz, spec.rate_hz, high_hz=spec.band_hz[1])
+    try:
+        signal = resample(signal, rate_hz, spec.rate_hz, high_hz=spec.band_hz[1])
+    except SourceError as error:
+        raise DataError(f"{path}: {error}") from error
     if signal.shape[1] < spec.window_samples:
         raise DataError(f"{path}: {signal.shape[1] / spec.rate_hz:g} s long, the window is {spec.window_s:g} s")
     return signal[:, : spec.window_samples]
@@ -103,6 +113,18 @@ def _build(folder: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry]
     """Write `signal.npy` and `index.json` under `folder`, which appears only when both are whole."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        _fill(partial, spec, table, entries, progress)
+        partial.rename(folder)
+    except OSError:
+        # Another process may have been faster; its folder holds the same bytes.
+        if not (folder / "index.json").is_file():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(partial: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry], progress: Progress | None) -> None:
     shape = (len(entries), len(spec.leads), spec.window_samples)
     signal = np.lib.format.open_memmap(partial / "signal.npy", mode="w+", dtype=np.float32, shape=shape)
     rows: list[int] = []
@@ -118,12 +140,6 @@ def _build(folder: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry]
             progress(k + 1, len(entries))
     signal.flush()
     (partial / "index.json").write_text(json.dumps({"rows": rows, "unreadable": unreadable}))
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process was faster; its folder holds the same bytes.
-        if not (folder / "index.json").is_file():
-            raise
 
 
 def load_ptbxl(
@@ -137,7 +153,7 @@ def load_ptbxl(
     """PTB-XL's recordings of the given folds, from the cache where they are in it.
 
     Raises:
-        DataError: not a PTB-XL folder, or no recording of these folds is there.
+        DataError: not a PTB-XL folder, no readable recording of these folds is there, or the cache cannot be written.
     """
     table = read_table(root)
     entries = table.fold(*folds)
@@ -145,9 +161,14 @@ def load_ptbxl(
         raise DataError(f"{root}: no recordings of fold {', '.join(map(str, folds))} are there")
     folder = (cache or default_cache()) / f"ptbxl-{_cache_key(spec, table, entries)}"
     if not (folder / "index.json").is_file():
-        _build(folder, spec, table, entries, progress)
+        try:
+            _build(folder, spec, table, entries, progress)
+        except OSError as error:
+            raise DataError(f"cannot keep prepared signals in {folder.parent}: {error}") from error
     index = json.loads((folder / "index.json").read_text())
     rows = index["rows"]
+    if not rows:
+        raise DataError(f"{root}: none of the {len(entries)} recordings of these folds can be read")
     signal = np.load(folder / "signal.npy", mmap_mode="r")
     kept = [entries[k] for k in rows]
     return EcgData(
@@ -156,4 +177,5 @@ def load_ptbxl(
         targets=np.asarray([[label in entry.labels for label in spec.labels] for entry in kept], np.float32),
         without_files=table.without_files,
         unreadable=tuple(index["unreadable"]),
+        statements=np.asarray([[name in entry.statements for name in table.statements] for entry in kept], np.float32),
     )

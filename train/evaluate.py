@@ -93,6 +93,7 @@ def report(path: Path, scored: Scored, fold: int, *, repeats: int = 1000) -> dic
         )
         return [round(low, 4), round(high, 4)]
 
+    each_auc = [auc(truth[:, k], probability[:, k]) for k in range(truth.shape[1])]
     return {
         "model": str(path),
         "sha256": scored.sha256,
@@ -112,7 +113,7 @@ def report(path: Path, scored: Scored, fold: int, *, repeats: int = 1000) -> dic
         },
         "per_label": {
             label: {
-                "auc": round(auc(truth[:, k], probability[:, k]), 4),
+                "auc": None if np.isnan(each_auc[k]) else round(each_auc[k], 4),  # JSON has no NaN
                 "f1": round(float(f1[k]), 4),
                 "sensitivity": round(float(sensitivity[k]), 4),
                 "specificity": round(float(specificity[k]), 4),

@@ -29,8 +29,10 @@ def auc(y_true: BoolArray, y_prob: FloatArray) -> float:
 
 
 def macro_auc(y_true: BoolArray, y_prob: FloatArray) -> float:
-    """Mean AUC over the labels (columns) that have both classes."""
-    return float(np.nanmean([auc(y_true[:, k], y_prob[:, k]) for k in range(y_true.shape[1])]))
+    """Mean AUC over the labels (columns) that have both classes; NaN if none has."""
+    each = np.array([auc(y_true[:, k], y_prob[:, k]) for k in range(y_true.shape[1])])
+    known = each[~np.isnan(each)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class NetConfig:
         time_blocks, spectrum_blocks: residual blocks per stage.
         stem_stride: stride of the waveform's stem; each stage then halves the length.
         use_waveform, use_spectrogram, use_csca: the parts that an ablation switches off.
+        auxiliary: labels of a second head that is there while training only.
         dropout: on the pooled features, while training.
     """
 
@@ -50,6 +51,7 @@ class NetConfig:
     use_waveform: bool = True
     use_spectrogram: bool = True
     use_csca: bool = True
+    auxiliary: int = 0
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
@@ -66,10 +68,17 @@ NETS = {
 
 
 class Output(NamedTuple):
-    """What one forward pass gives: logits (batch, labels) and per branch a projection (batch, PROJECTION)."""
+    """What one forward pass gives.
+
+    Attributes:
+        logits: (batch, labels).
+        projections: per branch (batch, PROJECTION).
+        auxiliary: (batch, auxiliary labels), where the network has that head.
+    """
 
     logits: Tensor
     projections: tuple[Tensor, ...]
+    auxiliary: Tensor | None = None
 
 
 class ResidualBlock(nn.Module):
@@ -120,6 +129,8 @@ def _branch(
 
 def interpolation_matrix(centres_from_s: Tensor, centres_to_s: Tensor) -> Tensor:
     """Matrix (from, to) that interpolates linearly between instants, and holds the first and last value outside."""
+    if len(centres_from_s) == 1:
+        return torch.ones(1, len(centres_to_s), dtype=centres_from_s.dtype)
     position = torch.searchsorted(centres_from_s, centres_to_s).clamp(1, len(centres_from_s) - 1)
     left, right = centres_from_s[position - 1], centres_from_s[position]
     weight = ((centres_to_s - left) / (right - left)).clamp(0.0, 1.0)
@@ -211,6 +222,7 @@ class M2JLNet(nn.Module):
             self.projectors[name] = nn.Sequential(nn.Linear(pooled, pooled), nn.ReLU(), nn.Linear(pooled, PROJECTION))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(features, len(spec.labels))
+        self.auxiliary = nn.Linear(features, config.auxiliary) if config.auxiliary else None
 
     def features(self, ecg: Tensor, spectrogram: Tensor) -> dict[str, Tensor]:
         """Pooled features per branch: mean and maximum over time (and frequency), (batch, 2 * width)."""
@@ -231,10 +243,11 @@ class M2JLNet(nn.Module):
         }
 
     def forward_all(self, ecg: Tensor, spectrogram: Tensor) -> Output:
-        """Logits and the projections that the contrastive task compares."""
+        """All that training needs: logits, the projections of the contrastive task, the auxiliary head's logits."""
         features = self.features(ecg, spectrogram)
         projections = tuple(self.projectors[name](x) for name, x in features.items())
-        return Output(self.head(self.dropout(torch.cat(list(features.values()), dim=1))), projections)
+        joined = self.dropout(torch.cat(list(features.values()), dim=1))
+        return Output(self.head(joined), projections, None if self.auxiliary is None else self.auxiliary(joined))
 
     def forward(self, ecg: Tensor, spectrogram: Tensor) -> Tensor:
         """`ecg` (batch, leads, samples) and `spectrogram` (batch, leads, bins, frames) -> logits (batch, labels)."""
@@ -261,8 +274,8 @@ def _grids(length: int, step_s: float, first_s: float, strides: tuple[tuple[int,
 
 
 def count_parameters(net: M2JLNet) -> int:
-    """Parameters that a deployed model carries: all but the projection heads, which are dropped at export."""
-    return sum(p.numel() for name, p in net.named_parameters() if not name.startswith("projectors"))
+    """Parameters that a deployed model carries: without the heads that are there for training and dropped at export."""
+    return sum(p.numel() for name, p in net.named_parameters() if not name.startswith(("projectors", "auxiliary")))
 
 
 def count_macs(net: M2JLNet) -> int:

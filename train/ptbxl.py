@@ -24,23 +24,25 @@ FOLDS = range(1, 11)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of the table: which recording, in which fold, with which labels."""
+    """One row of the table: which recording, in which fold, with which superclasses and SCP statements."""
 
     ecg_id: int
     patient_id: int
     fold: int
     labels: frozenset[str]
+    statements: frozenset[str]
     path_100hz: str
     path_500hz: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The entries whose files are there, and how many were named without files."""
+    """The entries whose files are there, how many were named without files, and all SCP statements by name."""
 
     root: Path
     entries: tuple[Entry, ...]
     without_files: int
+    statements: tuple[str, ...]
 
     def fold(self, *folds: int) -> tuple[Entry, ...]:
         """The entries of the given folds, in the table's order."""
@@ -59,11 +61,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def superclass_of(root: Path) -> dict[str, str]:
     """SCP statement -> diagnostic superclass, for the diagnostic statements of `scp_statements.csv`."""
-    return {
-        row[""]: row["diagnostic_class"]
-        for row in _rows(root / "scp_statements.csv")
-        if row.get("diagnostic", "") and float(row["diagnostic"]) == 1.0
-    }
+    path = root / "scp_statements.csv"
+    try:
+        return {row[""]: row["diagnostic_class"] for row in _rows(path) if float(row["diagnostic"] or 0) == 1.0}
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error!r}") from error
 
 
 def read_table(root: Path, rate_hz: int = 100) -> Table:
@@ -82,16 +84,18 @@ def read_table(root: Path, rate_hz: int = 100) -> Table:
                 patient_id=int(float(row["patient_id"])),
                 fold=int(row["strat_fold"]),
                 labels=frozenset(superclass[code] for code in statements if code in superclass),
+                statements=frozenset(statements),
                 path_100hz=row["filename_lr"],
                 path_500hz=row["filename_hr"],
             )
+            path = root / (entry.path_100hz if rate_hz == 100 else entry.path_500hz)
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise DataError(f"{root / 'ptbxl_database.csv'}, line {number}: {error!r}") from error
-        path = root / (entry.path_100hz if rate_hz == 100 else entry.path_500hz)
         if path.with_suffix(".hea").is_file() and path.with_suffix(".dat").is_file():
             entries.append(entry)
         else:
             missing += 1
     if not entries:
         raise DataError(f"{root}: the table names {missing} recordings at {rate_hz} Hz, none of which is there")
-    return Table(root, tuple(entries), missing)
+    names = tuple(sorted(row[""] for row in _rows(root / "scp_statements.csv")))
+    return Table(root, tuple(entries), missing, names)

@@ -11,6 +11,7 @@ the highest validation macro-AUC, thresholds tuned on the same fold), each with 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
@@ -57,7 +58,15 @@ class Objective(Protocol):
 
 
 class MultiTask:
-    """Multi-label cross-entropy plus the weighted contrastive task across both views."""
+    """Multi-label cross-entropy, the weighted contrastive task across both views, and the auxiliary head's labels.
+
+    Args:
+        targets: (records, labels) of 0 and 1.
+        contrastive: weight of the contrastive task, 0 for none.
+        temperature, positives: see `supervised_contrastive`.
+        statements: (records, auxiliary labels) of 0 and 1, for a network that has that head.
+        auxiliary: weight of the auxiliary task, 0 for none.
+    """
 
     def __init__(
         self,
@@ -66,9 +75,13 @@ class MultiTask:
         contrastive: float,
         temperature: float,
         positives: Positives = "jaccard",
+        statements: NDArray[np.float32] | None = None,
+        auxiliary: float = 0.0,
     ) -> None:
         self._targets = torch.from_numpy(targets)
         self._weight, self._temperature, self._positives = contrastive, temperature, positives
+        self._statements = None if statements is None else torch.from_numpy(statements)
+        self._auxiliary = auxiliary
 
     def __call__(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
         """See `Objective`."""
@@ -78,6 +91,9 @@ class MultiTask:
             parts["contrast"] = self._weight * supervised_contrastive(
                 output.projections, targets, temperature=self._temperature, positives=self._positives
             )
+        if self._auxiliary and self._statements is not None and output.auxiliary is not None:
+            statements = nn.functional.binary_cross_entropy_with_logits(output.auxiliary, self._statements[rows])
+            parts["auxiliary"] = self._auxiliary * statements
         return parts
 
 
@@ -231,6 +247,7 @@ def fit(
     run = _Run(net, config)
     front_end = FrontEnd(net.spec)
     header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **(info or {})}
+    header = json.loads(json.dumps(header))  # as it will be read back: JSON has no tuples
     last = out / "last.safetensors"
     if last.is_file():
         tensors, kept = checkpoint.load(last)
@@ -271,5 +288,5 @@ def fit(
             checkpoint.save(out / "best.safetensors", dict(run.average.state_dict()), best_header)
         checkpoint.save(last, run.tensors(), {**header, "history": run.history})
         hooks.on_epoch(row)
-    best = max(run.history, key=lambda row: row["macro_auc"])
+    best = max(run.history, key=lambda row: (row["macro_auc"], row["epoch"]))  # of equals the last one was kept
     return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], run.history)

@@ -1,0 +1,211 @@
+"""Static int8: which recordings calibrate it, and what the graph is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, numpy_helper
+
+import compress.quantize
+from compress.errors import RecipeError
+from compress.quantize import PER_LABEL, choose_records, quantize, with_spec
+from runtime.errors import ModelError
+from runtime.model import Model, read_model
+from train.dataset import EcgData
+from train.evaluate import onnx_logits
+from train.metrics import auc
+
+M2jl = Callable[..., tuple[int, str, str]]
+
+
+def data_of(targets: np.ndarray) -> EcgData:
+    records = len(targets)
+    return EcgData(np.arange(records), np.zeros((records, 1, 1), np.float32), targets.astype(np.float32), 0, ())
+
+
+def rare(records: int = 400) -> EcgData:
+    """The last label is in one of a hundred recordings, most are in none."""
+    targets = np.random.default_rng(0).random((records, 4)) < np.array([0.3, 0.2, 0.1, 0.0])
+    targets[[7, 99, 201, 377], 3] = True
+    return data_of(targets)
+
+
+@settings(max_examples=50)
+@given(st.integers(4, 400), st.integers(0, 5))
+def test_every_label_is_among_the_calibration_records_however_few_they_are(count: int, seed: int) -> None:
+    data = rare()
+    rows = choose_records(data, count, seed)
+    assert len(rows) == count
+    assert (np.diff(rows) > 0).all()
+    assert data.targets[rows].any(axis=0).all()
+
+
+def test_a_rare_label_is_there_as_often_as_it_can() -> None:
+    data = rare()
+    rows = choose_records(data, 64, 1)
+    assert data.targets[rows, 3].sum() == 4
+    assert (data.targets[rows, :3].sum(axis=0) >= PER_LABEL).all()
+
+
+def test_the_seed_decides_which_records() -> None:
+    data = rare()
+    first, again, other = (choose_records(data, 64, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.tolist() != other.tolist()
+
+
+def test_more_records_than_there_are_means_all() -> None:
+    assert choose_records(rare(50 * 8), 10_000, 1).tolist() == list(range(400))
+
+
+def test_a_label_without_recordings_is_refused() -> None:
+    targets = np.ones((20, 3))
+    targets[:, 1] = 0
+    with pytest.raises(RecipeError, match="none of the 20 calibration recordings has label number 2"):
+        choose_records(data_of(targets), 16, 1)
+
+
+@pytest.fixture(scope="module")
+def graph(int8: Path) -> onnx.GraphProto:
+    return onnx.load(str(int8)).graph
+
+
+def test_every_product_takes_uint8_activations_and_int8_weights_per_channel(graph: onnx.GraphProto) -> None:
+    made = {name: node for node in graph.node for name in node.output}
+    stored = {item.name: item for item in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert sum(node.op_type == "Conv" for node in products) == 32
+    for node in products:
+        activation, weight = (made[name] for name in node.input[:2])
+        assert (activation.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
+        assert stored[activation.input[2]].data_type == TensorProto.UINT8, node.name
+        kept, scale, zero = (stored[name] for name in weight.input)
+        assert (kept.data_type, zero.data_type) == (TensorProto.INT8, TensorProto.INT8), node.name
+        axis = next(a.i for a in weight.attribute if a.name == "axis")
+        assert list(scale.dims) == [kept.dims[axis]], node.name
+        assert not numpy_helper.to_array(zero).any(), "weights are symmetric"
+        if node.op_type == "Conv":
+            assert axis == 0
+            bias = made[node.input[2]]
+            assert stored[bias.input[0]].data_type == TensorProto.INT32
+
+
+def test_no_weights_are_left_in_float(graph: onnx.GraphProto) -> None:
+    floating = [item.name for item in graph.initializer if item.data_type == TensorProto.FLOAT and len(item.dims) > 1]
+    assert floating == []
+    quantizes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    stored = {item.name for item in graph.initializer}
+    assert len(quantizes) > 30
+    assert not [node.name for node in quantizes if node.input[0] in stored], "a weight is quantized at run time"
+
+
+def test_scales_are_positive_and_finite(graph: onnx.GraphProto) -> None:
+    names = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for item in graph.initializer:
+        if item.name in names:
+            scale = numpy_helper.to_array(item)
+            assert np.isfinite(scale).all(), item.name
+            assert (scale > 0).all(), item.name
+
+
+def test_the_file_says_what_was_done(fp32: Path, int8: Path, everything: EcgData) -> None:
+    before, after = read_model(fp32)[1], read_model(int8)[1]
+    assert after.precision == "int8"
+    assert after.model_copy(update={"precision": "fp32", "provenance": before.provenance}) == before
+    rows = choose_records(everything, 20, 3)
+    assert after.provenance == {
+        **before.provenance,
+        "quantized_from_sha256": hashlib.sha256(fp32.read_bytes()).hexdigest(),
+        "calibration": "minmax, 20 records of the training folds, seed 3",
+        "calibration_records_sha256": hashlib.sha256(everything.record[rows].tobytes()).hexdigest(),
+    }
+
+
+def test_it_still_tells_the_labels_apart(fp32: Path, int8: Path, everything: EcgData) -> None:
+    reference, logits = (onnx_logits(Model.load(path), everything) for path in (fp32, int8))
+    assert 0 < np.abs(logits - reference).max() < 0.2 * np.abs(reference).max()
+    for k in range(5):
+        assert auc(everything.targets[:, k] > 0, logits[:, k]) > 0.95
+
+
+def test_the_same_recordings_give_the_same_file(fp32: Path, int8: Path, everything: EcgData, tmp_path: Path) -> None:
+    quantize(fp32, tmp_path / "again.onnx", everything, records=20, seed=3)
+    assert (tmp_path / "again.onnx").read_bytes() == int8.read_bytes()
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+def test_other_methods_find_other_ranges(
+    fp32: Path, int8: Path, everything: EcgData, tmp_path: Path, method: str
+) -> None:
+    path = tmp_path / "x.onnx"
+    spec = quantize(fp32, path, everything, method=method, records=16, seed=3)
+    assert spec.provenance["calibration"].startswith(f"{method}, 16 records")
+    assert path.read_bytes() != int8.read_bytes()
+    assert np.isfinite(onnx_logits(Model.load(path), everything)).all()
+
+
+def test_a_failure_leaves_the_root_logger_as_it_was_and_no_file(
+    fp32: Path, everything: EcgData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    seen: list[int] = []
+
+    def fail(*_: object, **__: object) -> None:
+        seen.append(root.level)
+        raise RuntimeError("calibration failed")
+
+    monkeypatch.setattr(compress.quantize, "quantize_static", fail)
+    before = root.level
+    root.setLevel(logging.INFO)
+    try:
+        with pytest.raises(RuntimeError, match="calibration failed"):
+            quantize(fp32, tmp_path / "x.onnx", everything)
+        assert (seen, root.level) == ([logging.ERROR], logging.INFO)
+    finally:
+        root.setLevel(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_without_a_label_is_refused(fp32: Path, everything: EcgData, tmp_path: Path) -> None:
+    no_hyp = replace(everything, targets=everything.targets * np.float32([1, 1, 1, 1, 0]))
+    with pytest.raises(RecipeError, match="label number 5"):
+        quantize(fp32, tmp_path / "x.onnx", no_hyp)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_no_model(everything: EcgData, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match=r"x\.onnx"):
+        quantize(tmp_path / "x.onnx", tmp_path / "y.onnx", everything)
+
+
+def test_a_spec_can_be_replaced_and_the_weights_stay(int8: Path, everything: EcgData, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(int8.read_bytes())
+    spec = read_model(path)[1].model_copy(update={"thresholds": (0.1, 0.2, 0.3, 0.4, 0.6)})
+    with_spec(path, spec)
+    assert read_model(path)[1] == spec
+    ours, theirs = (onnx_logits(Model.load(p), everything) for p in (path, int8))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    options = ("--data", mini, "--cache", cache, "--out", path)
+    code, out, err = m2jl("quantize", fp32, *options, "--records", 16)
+    assert code == 0, err
+    assert out.startswith(f"{path}: ")
+    # 14 of the mini set's recordings are in the training folds.
+    assert read_model(path)[1].provenance["calibration"] == "minmax, 14 records of the training folds, seed 1"
+    code, _, err = m2jl("quantize", fp32, *options, "--method", "guess")
+    assert code == 2
+    assert "minmax, entropy, percentile" in " ".join(err.split())

@@ -1,0 +1,149 @@
+"""Metrics against scikit-learn, thresholds against brute force, intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, macro_auc, macro_f1, sigmoid
+
+
+def task(records: int = 300, labels: int = 4, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and probabilities that know something of it; `levels` rounds them, so that many are equal."""
+    generator = np.random.default_rng(0)
+    y = generator.random((records, labels)) < np.linspace(0.1, 0.6, labels)
+    p = sigmoid(1.5 * y + generator.standard_normal((records, labels)))
+    return y, np.round(p * levels) / levels if levels else p
+
+
+@pytest.mark.parametrize("levels", [None, 20, 3])
+def test_auc_equals_scikit_learn_with_and_without_ties(levels: int | None) -> None:
+    y, p = task(levels=levels)
+    for k in range(y.shape[1]):
+        assert auc(y[:, k], p[:, k]) == pytest.approx(sk.roc_auc_score(y[:, k], p[:, k]), abs=1e-12)
+    assert macro_auc(y, p) == pytest.approx(sk.roc_auc_score(y, p, average="macro"), abs=1e-12)
+
+
+def test_auc_at_its_ends() -> None:
+    y = np.array([False, False, True, True])
+    assert auc(y, np.array([0.1, 0.2, 0.3, 0.4])) == 1.0
+    assert auc(y, np.array([0.4, 0.3, 0.2, 0.1])) == 0.0
+    assert auc(y, np.full(4, 0.5)) == 0.5
+
+
+def test_a_label_of_one_class_has_no_auc_and_is_left_out_of_the_mean() -> None:
+    y, p = task()
+    y[:, 0] = True
+    y[:, 1] = False
+    assert np.isnan(auc(y[:, 0], p[:, 0]))
+    assert np.isnan(auc(y[:, 1], p[:, 1]))
+    assert macro_auc(y, p) == pytest.approx((auc(y[:, 2], p[:, 2]) + auc(y[:, 3], p[:, 3])) / 2)
+
+
+def test_no_label_with_both_classes_gives_no_mean() -> None:
+    assert np.isnan(macro_auc(np.ones((3, 2), bool), np.zeros((3, 2))))
+
+
+def test_a_probability_that_is_not_a_number_gives_no_auc() -> None:
+    y, p = task()
+    p[7, 2] = np.nan
+    assert np.isnan(auc(y[:, 2], p[:, 2]))
+
+
+def test_figures_at_thresholds_equal_scikit_learn() -> None:
+    y, p = task(levels=10)
+    thresholds = np.array([0.3, 0.5, 0.6, 0.9])
+    decided = p >= thresholds
+    confusion = Confusion.of(y, decided)
+    np.testing.assert_allclose(confusion.f1(), sk.f1_score(y, decided, average=None))
+    np.testing.assert_allclose(confusion.sensitivity(), sk.recall_score(y, decided, average=None))
+    np.testing.assert_allclose(confusion.ppv(), sk.precision_score(y, decided, average=None))
+    np.testing.assert_allclose(confusion.specificity(), sk.recall_score(~y, ~decided, average=None))
+    assert confusion.micro_f1() == pytest.approx(sk.f1_score(y, decided, average="micro"))
+    assert macro_f1(y, p, thresholds) == pytest.approx(sk.f1_score(y, decided, average="macro"))
+    counted = np.stack([confusion.tn, confusion.fp, confusion.fn, confusion.tp], axis=1).reshape(-1, 2, 2)
+    np.testing.assert_array_equal(counted, sk.multilabel_confusion_matrix(y, decided))
+
+
+def test_a_probability_equal_to_the_threshold_is_a_yes() -> None:
+    assert macro_f1(np.array([[True], [False]]), np.array([[0.5], [0.4]]), np.array([0.5])) == 1.0
+
+
+def test_what_cannot_be_divided_is_zero() -> None:
+    none = np.zeros((5, 1), bool)
+    confusion = Confusion.of(none, none)
+    assert [float(f()[0]) for f in (confusion.f1, confusion.sensitivity, confusion.ppv)] == [0.0, 0.0, 0.0]
+    assert confusion.specificity()[0] == 1.0
+    assert confusion.micro_f1() == 0.0
+
+
+# Hundredths in a shuffled order: far enough apart for a threshold, and often equal.
+columns = st.lists(st.tuples(st.booleans(), st.integers(1, 99)), min_size=1, max_size=12)
+
+
+@given(columns)
+def test_thresholds_are_the_best_there_are(column: list[tuple[bool, int]]) -> None:
+    y = np.array([[truth] for truth, _ in column])
+    p = np.array([[hundredths / 100] for _, hundredths in column])
+    (threshold,) = best_thresholds(y, p)
+    assert 0 < threshold < 1
+    candidates = np.concatenate([[0.0, 1.0], (np.unique(p)[1:] + np.unique(p)[:-1]) / 2])
+    best = max(macro_f1(y, p, np.array([c])) for c in candidates)
+    assert macro_f1(y, p, np.array([threshold])) == pytest.approx(best)
+    # Between two probabilities, not on one: a rounding elsewhere does not flip a decision.
+    assert np.abs(p - threshold).min() > 1e-3
+
+
+def test_thresholds_are_found_label_by_label_also_in_float32() -> None:
+    y, p = task(levels=200)
+    p = p.clip(0.01, 0.99)
+    together = best_thresholds(y, p)
+    alone = [best_thresholds(y[:, k : k + 1], p[:, k : k + 1])[0] for k in range(y.shape[1])]
+    np.testing.assert_array_equal(together, alone)
+    narrow = best_thresholds(y, p.astype(np.float32))
+    np.testing.assert_array_equal(p.astype(np.float32) >= narrow, p >= together)
+
+
+def test_thresholds_stay_inside_what_a_spec_takes() -> None:
+    y = np.array([[True, False], [True, False]])
+    thresholds = best_thresholds(y, np.array([[1e-9, 1.0], [2e-9, 1.0]]))
+    assert ((thresholds >= 1e-4) & (thresholds <= 1 - 1e-4)).all()
+
+
+def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(60):
+        sample = generator.standard_normal(50) + 3.0
+        low, high = bootstrap_interval(lambda rows, s=sample: float(s[rows].mean()), 50, repeats=200)
+        assert low < sample.mean() < high
+        hits += low < 3.0 < high
+    assert 50 <= hits <= 60
+
+
+def test_an_interval_is_fixed_by_its_seed() -> None:
+    sample = np.random.default_rng(2).standard_normal(40)
+
+    def interval(seed: int) -> tuple[float, float]:
+        return bootstrap_interval(lambda rows: float(sample[rows].mean()), 40, repeats=50, seed=seed)
+
+    assert interval(0) == interval(0) != interval(1)
+
+
+def test_an_interval_of_a_constant_is_a_point_and_a_missing_draw_is_passed_over() -> None:
+    assert bootstrap_interval(lambda _rows: 0.7, 10, repeats=20) == (0.7, 0.7)
+    draws = iter([float("nan"), *[0.2] * 19])
+    assert bootstrap_interval(lambda _rows: next(draws), 10, repeats=20) == pytest.approx((0.2, 0.2))
+
+
+def test_sigmoid_has_no_overflow_and_equals_its_formula() -> None:
+    x = np.array([-1e30, -800.0, -30.0, -2.0, 0.0, 2.0, 30.0, 800.0, np.inf], np.float32)
+    with np.errstate(all="raise"):
+        p = sigmoid(x)
+    assert p.dtype == np.float64
+    assert (p[0], p[1], p[4], p[-1]) == (0.0, 0.0, 0.5, 1.0)
+    np.testing.assert_allclose(p[2:7], 1 / (1 + np.exp(-x[2:7].astype(np.float64))), rtol=1e-3, atol=1e-15)
+    assert np.isnan(sigmoid(np.array([np.nan]))).all()

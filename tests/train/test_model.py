@@ -1,0 +1,228 @@
+"""M2JLNet: every member and ablation for several specs, coupling, alignment, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from runtime.spec import ModelSpec, SpectrogramSpec
+from train.model import (
+    NETS,
+    PROJECTION,
+    M2JLNet,
+    NetConfig,
+    count_macs,
+    count_parameters,
+    interpolation_matrix,
+)
+from train.presets import PRESETS
+
+SMALL = NetConfig((4, 4, 6, 8), (3, 4, 5, 7), dropout=0.0)
+CONFIGS = {
+    **NETS,
+    "small": SMALL,
+    "waveform only": replace(SMALL, use_spectrogram=False, use_csca=False),
+    "spectrogram only": replace(SMALL, use_waveform=False, use_csca=False),
+    "no coupling": replace(SMALL, use_csca=False),
+    "deep, wide stem stride": replace(SMALL, time_blocks=(2, 1, 2), spectrum_blocks=(1, 2, 2), stem_stride=4),
+}
+SPECS = {
+    "preset": PRESETS["ptbxl-super"].spec,
+    "one lead of 5 s": ModelSpec(
+        name="t", leads=("I",), window_s=5.0, labels=("A", "B", "C"), thresholds=(0.5, 0.5, 0.5)
+    ),
+    "two leads at 250 Hz": ModelSpec(
+        name="t",
+        leads=("I", "V5"),
+        rate_hz=250.0,
+        window_s=4.0,
+        band_hz=(0.5, 40.0),
+        spectrogram=SpectrogramSpec(window_s=0.64, hop_s=0.1),
+        labels=("A",),
+        thresholds=(0.5,),
+    ),
+    "one frame": ModelSpec(
+        name="t", leads=("I",), window_s=0.7, hop_s=0.2, band_hz=(1.0, 40.0), labels=("A", "B"), thresholds=(0.5, 0.5)
+    ),
+}
+
+
+def inputs(spec: ModelSpec, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    leads = len(spec.leads)
+    ecg = torch.randn(batch, leads, spec.window_samples, generator=generator)
+    return ecg, 5 * torch.rand(batch, leads, spec.bins, spec.frames, generator=generator)
+
+
+def build(config: NetConfig = SMALL, spec: ModelSpec = SPECS["preset"]) -> M2JLNet:
+    torch.manual_seed(0)
+    return M2JLNet(config, spec)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_every_member_runs_and_learns_for_every_spec(config: NetConfig, spec: ModelSpec) -> None:
+    net = build(config, spec)
+    output = net.forward_all(*inputs(spec))
+    assert output.logits.shape == (3, len(spec.labels))
+    assert [p.shape for p in output.projections] == [(3, PROJECTION)] * (config.use_waveform + config.use_spectrogram)
+    loss = output.logits.square().sum() + sum(p.square().sum() for p in output.projections)
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    moved = sum(bool(p.grad is not None and p.grad.any()) for p in net.parameters())
+    assert moved > 0.9 * len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_record_s_logits_do_not_depend_on_its_company(config: NetConfig) -> None:
+    net = build(config).eval()
+    ecg, spectrogram = inputs(net.spec)
+    with torch.no_grad():
+        together = net(ecg, spectrogram)
+        torch.testing.assert_close(net(ecg[1:2], spectrogram[1:2]), together[1:2], atol=1e-5, rtol=1e-5)
+        assert torch.equal(net.forward_all(ecg, spectrogram).logits, together)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_dropout_acts_only_while_training() -> None:
+    net = build(replace(SMALL, dropout=0.5))
+    x = inputs(net.spec)
+    net.eval()
+    assert torch.equal(net(*x), net(*x))
+    net.train()
+    assert not torch.equal(net(*x), net(*x))
+
+
+@pytest.mark.parametrize("use_csca", [True, False])
+def test_one_view_reaches_the_other_s_features_only_through_the_coupling(use_csca: bool) -> None:
+    net = build(replace(SMALL, use_csca=use_csca)).eval()
+    ecg, spectrogram = inputs(net.spec)
+    other_ecg, other_spectrogram = inputs(net.spec, seed=1)
+    with torch.no_grad():
+        plain = net.features(ecg, spectrogram)
+        changed_spectrogram = net.features(ecg, other_spectrogram)
+        changed_ecg = net.features(other_ecg, spectrogram)
+    assert torch.equal(plain["waveform"], changed_spectrogram["waveform"]) != use_csca
+    assert torch.equal(plain["spectrogram"], changed_ecg["spectrogram"]) != use_csca
+    assert not torch.equal(plain["waveform"], changed_ecg["waveform"])
+    assert not torch.equal(plain["spectrogram"], changed_spectrogram["spectrogram"])
+
+
+def test_the_gate_acts_at_the_same_instant_in_both_views() -> None:
+    """A gate along time that only listens must open where the other view is loud."""
+    net = build()
+    gate = net.gates["waveform"][0]
+    with torch.no_grad():
+        gate.along_time.weight.zero_()
+        gate.along_time.weight[0, :, 0, 3] = 10.0  # the middle tap: no reach in time
+        gate.along_time.bias.fill_(-5.0)
+        frames, columns = gate.align.shape
+        # Frame k stands for 0.32 + 0.2 k s, halved once; the waveform's columns are 80 ms apart from 0 s.
+        loud = round((5.0 - 0.32) / 0.4)
+        y = torch.zeros(1, gate.squeeze.in_channels, 2, frames)
+        y[..., loud] = 1.0
+        x = torch.ones(1, gate.excite.out_channels, 1, columns)
+        opened = gate(x, y)[0, 0, 0] - 1.0
+    assert abs(int(opened.argmax()) * 0.08 - (0.32 + 0.4 * loud)) <= 0.08
+
+
+grids = st.lists(st.integers(0, 1000), min_size=1, max_size=12, unique=True).map(
+    lambda values: torch.tensor(sorted(values), dtype=torch.float64) / 50
+)
+
+
+@given(grids, grids)
+def test_interpolation_is_linear_between_and_holds_outside(source: Tensor, target: Tensor) -> None:
+    matrix = interpolation_matrix(source, target).numpy()
+    assert matrix.shape == (len(source), len(target))
+    assert (matrix >= 0).all()
+    np.testing.assert_allclose(matrix.sum(axis=0), 1.0)
+    assert ((matrix > 0).sum(axis=0) <= 2).all()
+    values = np.random.default_rng(0).standard_normal(len(source))
+    np.testing.assert_allclose(values @ matrix, np.interp(target, source, values), atol=1e-9)
+
+
+@given(grids)
+def test_interpolation_onto_the_same_grid_changes_nothing(grid: Tensor) -> None:
+    np.testing.assert_array_equal(interpolation_matrix(grid, grid).numpy(), np.eye(len(grid)))
+
+
+TINY = NetConfig((2, 3, 4, 5), (2, 3, 2, 4), use_spectrogram=False, use_csca=False)
+
+
+def test_macs_of_the_waveform_branch_by_hand() -> None:
+    """500 samples, one lead: 250 columns after the stem, then 125, 63 and 32; kernels of 15, 5 and 1."""
+    stem = 250 * 2 * (1 * 15)
+    first = 125 * (3 * 2 * 5 + 3 * 3 * 5 + 3 * 2)
+    second = 63 * (4 * 3 * 5 + 4 * 4 * 5 + 4 * 3)
+    third = 32 * (5 * 4 * 5 + 5 * 5 * 5 + 5 * 4)
+    head = 2 * 5 * 3
+    assert count_macs(build(TINY, SPECS["one lead of 5 s"])) == stem + first + second + third + head
+
+
+def test_parameters_of_the_waveform_branch_by_hand() -> None:
+    stem = 2 * 15 + 2 * 2
+    first = (3 * 2 * 5 + 3 * 3 * 5 + 3 * 2) + 3 * (2 * 3)
+    second = (4 * 3 * 5 + 4 * 4 * 5 + 4 * 3) + 3 * (2 * 4)
+    third = (5 * 4 * 5 + 5 * 5 * 5 + 5 * 4) + 3 * (2 * 5)
+    head = 2 * 5 * 3 + 3
+    assert count_parameters(build(TINY, SPECS["one lead of 5 s"])) == stem + first + second + third + head
+
+
+def test_what_the_coupling_costs_by_hand() -> None:
+    net, plain = build(SMALL), build(replace(SMALL, use_csca=False))
+    macs = 0
+    # Columns after the second and third stage: 500 -> 250 -> 125 -> 63, and 47 -> 47 -> 24 -> 24.
+    for (time, wide), (frames, narrow) in (((125, 6), (24, 5)), ((63, 8), (24, 7))):
+        for own, own_columns, other, other_columns in (
+            (wide, time, narrow, frames),
+            (narrow, frames, wide, time),
+        ):
+            macs += 8 * other + own * 8 + other_columns * 2 * 7 + other_columns * own_columns
+    assert count_macs(net) - count_macs(plain) == macs
+
+
+def test_projection_heads_are_not_counted() -> None:
+    net = build()
+    everything = sum(p.numel() for p in net.parameters())
+    heads = sum(p.numel() for p in net.projectors.parameters())
+    assert heads > 0
+    assert count_parameters(net) == everything - heads
+
+
+def test_counting_leaves_the_network_as_it_was() -> None:
+    net = build()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert count_macs(net) == count_macs(net.eval()) > 0
+    net.train()
+    count_macs(net)
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"use_waveform": False, "use_spectrogram": False, "use_csca": False}, "at least one"),
+        ({"use_waveform": False}, "CSCA couples two"),
+        ({"use_spectrogram": False}, "CSCA couples two"),
+    ],
+)
+def test_impossible_configurations_are_refused(options: dict[str, bool], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        NetConfig((4, 4, 6, 8), (4, 4, 6, 8), **options)  # type: ignore[arg-type]
+
+
+def test_the_small_member_is_small() -> None:
+    base, tiny = (count_macs(build(NETS[name])) for name in ("base", "tiny"))
+    assert count_parameters(build(NETS["tiny"])) < 0.5 * count_parameters(build(NETS["base"]))
+    assert tiny < 0.5 * base

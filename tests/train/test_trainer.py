@@ -1,0 +1,306 @@
+"""Training: it learns, it goes on as if it had never stopped, and it refuses to mix two runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import train.trainer
+from runtime.spec import ModelSpec
+from train import checkpoint
+from train.dataset import EcgData
+from train.errors import CheckpointError
+from train.frontend import FrontEnd
+from train.metrics import best_thresholds, macro_auc, macro_f1, sigmoid
+from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
+from train.trainer import FitConfig, FitResult, Hooks, MultiTask, fit, one_cycle, predict, update_average
+
+CONFIG = FitConfig(epochs=4, batch=4)
+INFO = {"preset": "test", "train_folds": (1, 2, 3)}
+Run = Callable[..., FitResult]
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def run(small: NetConfig, spec: ModelSpec, train_data: EcgData, validation: EcgData) -> Run:
+    def start(out: Path, config: FitConfig = CONFIG, **options: Any) -> FitResult:
+        torch.manual_seed(options.pop("net_seed", 1))
+        net = M2JLNet(options.pop("net", small), spec)
+        objective = options.pop("objective", None) or MultiTask(train_data.targets, contrastive=0.1, temperature=0.1)
+        return fit(net, train_data, validation, objective, config, out, **{"info": INFO, **options})
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """A run that was never stopped."""
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+def figures(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """All but the time it took."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def assert_same_run(result: FitResult, whole: FitResult) -> None:
+    assert figures(result.history) == figures(whole.history)
+    assert (result.best_epoch, result.best_macro_auc) == (whole.best_epoch, whole.best_macro_auc)
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = (checkpoint.load(r.best.with_name(name))[0] for r in (result, whole))
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def test_the_loss_falls_and_every_epoch_is_told(whole: FitResult) -> None:
+    losses = [row["loss_classify"] + row["loss_contrast"] for row in whole.history]
+    assert len(losses) == 4
+    assert losses[-1] < 0.85 * losses[0]
+    assert [row["epoch"] for row in whole.history] == [1, 2, 3, 4]
+
+
+def test_steps_and_epochs_are_reported(run: Run, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    rows: list[dict[str, float]] = []
+    run(tmp_path, replace(CONFIG, epochs=2), hooks=Hooks(lambda done, total: steps.append((done, total)), rows.append))
+    assert steps == [(k, 6) for k in range(1, 7)]  # 14 recordings: three batches of four an epoch
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_files_of_a_run(whole: FitResult) -> None:
+    names = sorted(path.name for path in whole.best.parent.iterdir())
+    assert names == ["best.json", "best.safetensors", "last.json", "last.safetensors"]
+    header = json.loads((whole.best.parent / "last.json").read_text())
+    assert header["history"] == whole.history
+    assert header["fit"]["epochs"] == 4
+    assert header["train_folds"] == [1, 2, 3]
+
+
+def test_best_holds_the_averaged_weights_and_thresholds_of_its_epoch(
+    whole: FitResult, validation: EcgData, spec: ModelSpec
+) -> None:
+    net, info = checkpoint.load_network(whole.best)
+    assert info["best_epoch"] == whole.best_epoch
+    assert whole.best_macro_auc == max(row["macro_auc"] for row in whole.history)
+    probability, truth = sigmoid(predict(net, validation)), validation.targets.astype(bool)
+    assert macro_auc(truth, probability) == pytest.approx(whole.best_macro_auc, abs=1e-9)
+    assert net.spec.thresholds == pytest.approx(best_thresholds(truth, probability), abs=1e-6)
+    assert net.spec.thresholds != spec.thresholds
+    row = whole.history[whole.best_epoch - 1]
+    assert info["validation"] == row
+    assert macro_f1(truth, probability, np.asarray(net.spec.thresholds)) == pytest.approx(row["macro_f1"])
+    assert (net.spec.parameters, net.spec.macs) == (count_parameters(net), count_macs(net))
+
+
+def test_the_best_epoch_is_the_one_that_was_kept_also_among_equals(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(train.trainer, "macro_auc", lambda _y, _p: next(scores))
+    result = run(tmp_path)
+    _, info = checkpoint.load(result.best)
+    assert result.best_macro_auc == 0.7
+    assert result.best_epoch == info["best_epoch"] == 3
+
+
+def stop_after_epoch_2(_patch: pytest.MonkeyPatch) -> Hooks:
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise StoppedError
+
+    return Hooks(on_epoch=stop)
+
+
+def stop_within_epoch_3(_patch: pytest.MonkeyPatch) -> Hooks:
+    def stop(done: int, _total: int) -> None:
+        if done == 8:
+            raise StoppedError
+
+    return Hooks(on_step=stop)
+
+
+def stop_between_best_and_last(patch: pytest.MonkeyPatch) -> Hooks:
+    save, calls = checkpoint.save, []
+
+    def stop(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        if path.name == "last.safetensors":
+            calls.append(path)
+            if len(calls) == 3:
+                raise StoppedError
+        save(path, tensors, info)
+
+    patch.setattr(checkpoint, "save", stop)
+    return Hooks()
+
+
+@pytest.mark.parametrize("stop", [stop_after_epoch_2, stop_within_epoch_3, stop_between_best_and_last])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    run: Run, whole: FitResult, tmp_path: Path, stop: Callable[[pytest.MonkeyPatch], Hooks]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
+        run(tmp_path, hooks=stop(patch))
+    assert len(checkpoint.load(tmp_path / "last.safetensors")[1]["history"]) == 2
+    # Whatever the process drew before must not matter, nor the fresh network's weights.
+    assert_same_run(run(tmp_path, net_seed=99), whole)
+
+
+def test_stopped_in_the_first_epoch_it_starts_anew(run: Run, whole: FitResult, tmp_path: Path) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path, hooks=Hooks(on_step=stop))
+    assert list(tmp_path.iterdir()) == []
+    assert_same_run(run(tmp_path), whole)
+
+
+def test_a_finished_run_is_not_trained_again(run: Run, whole: FitResult) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was trained again")
+
+    result = run(whole.best.parent, hooks=Hooks(never, never))
+    assert result.history == whole.history
+    assert_same_run(result, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"config": replace(CONFIG, epochs=5)}, "fit"),
+        ({"config": replace(CONFIG, seed=2)}, "fit"),
+        ({"net": NetConfig((4, 4, 6, 8), (4, 4, 6, 8), dropout=0.2)}, "net"),
+        ({"info": {**INFO, "preset": "another"}}, "preset"),
+        ({"info": {**INFO, "train_folds": (1, 2)}}, "train_folds"),
+    ],
+)
+def test_another_configuration_in_the_same_folder_is_refused(
+    run: Run, whole: FitResult, options: dict[str, Any], key: str
+) -> None:
+    out = whole.best.parent
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(CheckpointError, match=f"holds a run with another {key};") as caught:
+        run(out, **options)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_seed_decides(run: Run, whole: FitResult, tmp_path: Path) -> None:
+    other = run(tmp_path, replace(CONFIG, seed=2))
+    assert figures(other.history)[0]["loss_classify"] != figures(whole.history)[0]["loss_classify"]
+
+
+class NotANumber:
+    """The objective of a run whose loss is lost in the second epoch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, output: Output, _rows: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"classify": output.logits.mean() * (float("nan") if self.calls == 5 else 1.0)}
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_epochs_before(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="nan in epoch 2, step 2"):
+        run(tmp_path, objective=NotANumber())
+    tensors, info = checkpoint.load(tmp_path / "last.safetensors")
+    assert len(info["history"]) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_fewer_recordings_than_a_batch_still_train(run: Run, tmp_path: Path) -> None:
+    result = run(tmp_path, replace(CONFIG, epochs=1, batch=64))
+    assert len(result.history) == 1
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing() -> None:
+    assert one_cycle(0.0) == pytest.approx(1 / 25)
+    assert one_cycle(0.3) == pytest.approx(1.0)
+    assert one_cycle(1.0) == pytest.approx(1e-4)
+    rates = [one_cycle(k / 1000) for k in range(1001)]
+    assert rates[:301] == sorted(rates[:301])
+    assert rates[300:] == sorted(rates[300:], reverse=True)
+    assert max(abs(a - b) for a, b in pairwise(rates)) < 0.01
+
+
+def test_weight_decay_spares_norms_and_biases(small: NetConfig, spec: ModelSpec) -> None:
+    net = M2JLNet(small, spec)
+    decayed, plain = train.trainer._Run(net, CONFIG).optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (CONFIG.weight_decay, 0.0)
+    spared = {id(p) for p in plain["params"]}
+    for name, parameter in net.named_parameters():
+        assert (id(parameter) in spared) == (name.endswith("bias") or parameter.ndim == 1), name
+
+
+@pytest.fixture
+def pair(small: NetConfig, spec: ModelSpec) -> tuple[M2JLNet, M2JLNet]:
+    """An average, and a network of which every weight and statistic is one more."""
+    average = M2JLNet(small, spec)
+    net = copy.deepcopy(average)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor += 1
+    return average, net
+
+
+@pytest.mark.parametrize(("step", "moved"), [(0, 0.9), (9, 9 / 19), (10_000, 0.002)])
+def test_the_average_moves_much_at_first_and_little_later(
+    pair: tuple[M2JLNet, M2JLNet], step: int, moved: float
+) -> None:
+    average, net = pair
+    before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+    update_average(average, net, step, decay=0.998)
+    for name, tensor in average.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor - before[name], torch.full_like(tensor, moved), atol=1e-5, rtol=1e-4)
+        else:
+            assert torch.equal(tensor, before[name] + 1), name
+
+
+def test_the_average_of_equals_stays_to_the_bit(pair: tuple[M2JLNet, M2JLNet]) -> None:
+    _, net = pair
+    average = copy.deepcopy(net)
+    for step in range(3):
+        update_average(average, net, step, decay=0.998)
+    assert all(torch.equal(a, b) for a, b in zip(average.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+def test_prediction_is_in_eval_mode_whatever_the_batch_and_leaves_the_mode(
+    a_checkpoint: Path, validation: EcgData
+) -> None:
+    net, _ = checkpoint.load_network(a_checkpoint)
+    net.train()
+    logits = predict(net, validation)
+    assert net.training
+    assert logits.shape == (6, 5)
+    np.testing.assert_allclose(predict(net, validation, batch=4), logits, atol=1e-6)
+    net.eval()
+    with torch.no_grad():
+        wanted = net(*FrontEnd(net.spec)(torch.from_numpy(np.array(validation.signal_mv))))
+    np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-6)
+
+
+def test_the_two_tasks_add_up_and_the_second_can_be_left_out(train_data: EcgData) -> None:
+    torch.manual_seed(0)
+    output = Output(torch.randn(4, 5), (torch.randn(4, 8), torch.randn(4, 8)))
+    rows = torch.tensor([3, 0, 7, 2])
+    parts = MultiTask(train_data.targets, contrastive=0.25, temperature=0.1)(output, rows)
+    y, p = train_data.targets[rows.numpy()], sigmoid(output.logits.numpy())
+    wanted = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    assert parts["classify"].item() == pytest.approx(wanted, rel=1e-5)
+    double = MultiTask(train_data.targets, contrastive=0.5, temperature=0.1)(output, rows)
+    assert double["contrast"].item() == pytest.approx(2 * parts["contrast"].item())
+    assert list(MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)(output, rows)) == ["classify"]
