@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from typer import Context
     from typer.core import TyperCommand
 
 # Sub-command -> the module whose `app` holds it.  Those modules import what they need inside their commands.
@@ -23,6 +24,7 @@ COMMANDS = {
     "demo": "runtime.cli",
     "run": "runtime.cli",
     "emulate": "firmware_bridge.cli",
+    "data": "train.data_cli",
     "train": "train.cli",
     "evaluate": "train.cli",
     "compress": "compress.cli",
@@ -60,6 +62,14 @@ class LazyGroup(TyperGroup):
         command: TyperCommand = group.commands[cmd_name]
         return command
 
+    def invoke(self, ctx: Context) -> Any:
+        """Run the command; a reader that went away (m2jl run ... | head) is no fault, which typer would take it for."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,11 +94,10 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        _fail(f'this needs {package}, which is not installed: pip install "m2jlnet[{EXTRAS[package]}]"', 2)
-    except BrokenPipeError:
-        # The reader of our output went away (m2jl run ... | head): nothing is wrong, and nothing can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        # The extra `compress` contains `train`: who compresses needs both, and should be told once.
+        compressing = any(COMMANDS.get(word) == "compress.cli" for word in sys.argv[1:2])
+        extra = "compress" if compressing else EXTRAS[package]
+        _fail(f'this needs {package}, which is not installed: pip install "m2jlnet[{extra}]"', 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
@@ -97,7 +106,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"m2jl: error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
+    print(f"m2jl: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
     sys.exit(code)
 
 

@@ -125,7 +125,7 @@ def quantize(
     model: OnnxModel,
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
-    method: Annotated[str, typer.Option(help="minmax, entropy or percentile.")] = "minmax",
+    method: Annotated[str, typer.Option(help="minmax, entropy or percentile.")] = "percentile",
     records: Annotated[int, typer.Option(min=16, help="Calibration records, from the training folds.")] = 512,
     cache: Cache = None,
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from compress.recipe import Recipe
 from runtime.spec import ModelSpec
 from train.checkpoint import load_network
 from train.dataset import EcgData
-from train.losses import supervised_contrastive
 from train.model import NETS, M2JLNet, Output
-from train.trainer import FitConfig, FitResult, Hooks, fit, predict
+from train.trainer import FitConfig, FitResult, Hooks, MultiTask, fit, predict
 
 TEMPERATURE_CONTRAST = 0.1
 
@@ -42,26 +42,29 @@ class Distillation:
         temperature: float,
         teacher_share: float,
         contrastive: float,
+        statements: NDArray[np.float32] | None = None,
+        auxiliary: float = 0.0,
     ) -> None:
-        self._targets = torch.from_numpy(targets)
+        self._tasks = MultiTask(
+            targets,
+            contrastive=contrastive,
+            temperature=TEMPERATURE_CONTRAST,
+            statements=statements,
+            auxiliary=auxiliary,
+        )
         self._soft = torch.sigmoid(torch.from_numpy(teacher_logits) / temperature)
-        self._temperature, self._share, self._contrastive = temperature, teacher_share, contrastive
+        self._temperature, self._share = temperature, teacher_share
 
     def __call__(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
         """See `train.trainer.Objective`."""
-        targets = self._targets[rows]
         soft = functional.binary_cross_entropy_with_logits(output.logits / self._temperature, self._soft[rows])
-        hard = functional.binary_cross_entropy_with_logits(output.logits, targets)
-        parts = {"teacher": self._share * self._temperature**2 * soft, "labels": (1 - self._share) * hard}
-        if self._contrastive:
-            parts["contrast"] = self._contrastive * supervised_contrastive(
-                output.projections, targets, temperature=TEMPERATURE_CONTRAST
-            )
-        return parts
+        parts = self._tasks(output, rows)
+        labels = (1 - self._share) * parts.pop("classify")
+        return {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
 
 
-def student_network(recipe: Recipe, spec: ModelSpec) -> M2JLNet:
-    """The student, initialised from the recipe's seed.
+def student_network(recipe: Recipe, spec: ModelSpec, statements: int = 0) -> M2JLNet:
+    """The student, initialised from the recipe's seed; with an auxiliary head where the recipe asks for one.
 
     Raises:
         RecipeError: the recipe names a network that is not in the family.
@@ -69,7 +72,8 @@ def student_network(recipe: Recipe, spec: ModelSpec) -> M2JLNet:
     if recipe.student.net not in NETS:
         raise RecipeError(f"student.net: there is no network {recipe.student.net!r}; there are {', '.join(NETS)}")
     torch.manual_seed(recipe.student.seed)
-    return M2JLNet(NETS[recipe.student.net], spec.model_copy(update={"name": recipe.name}))
+    config = replace(NETS[recipe.student.net], auxiliary=statements if recipe.distill.auxiliary else 0)
+    return M2JLNet(config, spec.model_copy(update={"name": recipe.name}))
 
 
 def teacher_logits(teacher: Path, data: EcgData, folder: Path) -> NDArray[np.float32]:
@@ -108,7 +112,8 @@ def distill(
         train.errors.CheckpointError: the teacher cannot be read, or `out` holds another run.
     """
     net, _ = load_network(teacher)
-    student = student_network(recipe, net.spec)
+    statements = 0 if train.statements is None else train.statements.shape[1]
+    student = student_network(recipe, net.spec, statements)
     say("the teacher's logits")
     logits = teacher_logits(teacher, train, out)
     how = recipe.distill
@@ -118,6 +123,8 @@ def distill(
         temperature=how.temperature,
         teacher_share=how.teacher_share,
         contrastive=how.contrastive,
+        statements=train.statements,
+        auxiliary=how.auxiliary,
     )
     say("distilling")
     config = FitConfig(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -33,6 +34,10 @@ def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
         del item.metadata_props[:]
         item.doc_string = ""
     del model.graph.metadata_props[:]
+    used = {node.domain for node in model.graph.node}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
     model.producer_name, model.producer_version = "m2jl", ""
     onnx.checker.check_model(model)
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -49,8 +54,12 @@ def to_onnx(net: M2JLNet) -> onnx.ModelProto:
         torch.zeros(2, len(spec.leads), spec.bins, spec.frames),
     )
     batch = torch.export.Dim("batch", min=1, max=65536)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals, and of packages it could use
+        exporter.setLevel(logging.ERROR)
+        stack.callback(exporter.setLevel, level)
         program = torch.onnx.export(
             net.eval(),
             example,

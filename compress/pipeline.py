@@ -11,6 +11,7 @@ all the same and says so.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.distill import distill
+from compress.distill import distill, student_network
 from compress.errors import GateFailed
 from compress.export import export
 from compress.quantize import quantize, with_spec
 from compress.recipe import Recipe
 from compress.verify import Comparison, check, compare
 from runtime.bench import BenchConfig, bench
-from runtime.model import Model
+from runtime.model import Model, read_model
 from runtime.session import write_atomically
 from train.checkpoint import load_network
 from train.dataset import EcgData, load_ptbxl
@@ -63,7 +64,7 @@ class Report:
 def tuned(path: Path, logits: NDArray[np.float32], data: EcgData, measured: dict[str, float | int | str]) -> None:
     """Put thresholds tuned on these logits, and what was measured, into an .onnx file's spec."""
     thresholds = best_thresholds(data.targets.astype(bool), sigmoid(logits))
-    spec = Model.load(path).spec
+    _, spec = read_model(path)
     with_spec(path, spec.model_copy(update={"thresholds": tuple(float(t) for t in thresholds), "measured": measured}))
 
 
@@ -94,6 +95,7 @@ def run_pipeline(
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
     """
     net, _ = load_network(teacher)
+    student_network(recipe, net.spec)  # an unknown one is better refused before an hour of work
     fold = preset.validation_fold
     say("recordings")
     train_data = load_ptbxl(data, net.spec, preset.train_folds, cache=cache)
@@ -122,6 +124,11 @@ def run_pipeline(
     return report
 
 
+def _unproven(path: Path) -> Path:
+    """Where a stage's file waits for its proof."""
+    return path.with_name(f"{path.stem}.unproven.onnx")
+
+
 def _deploy(
     recipe: Recipe,
     checkpoint: Path,
@@ -138,20 +145,23 @@ def _deploy(
     fp32, int8 = out / f"{recipe.name}-fp32.onnx", out / f"{recipe.name}-int8.onnx"
 
     def verify(stage: str, path: Path, before: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits = onnx_logits(Model.load(path, threads=2), validation)
+        """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
+        unproven = _unproven(path)
+        logits = onnx_logits(Model.load(unproven, threads=2), validation)
         comparison = compare(before, logits, validation, spec)
-        report.stages[stage] = {"file": str(path), **comparison.as_dict(), "passed": False}
+        report.stages[stage] = {"file": str(unproven), **comparison.as_dict(), "passed": False}
         check(comparison, stage, recipe.gate)
-        report.stages[stage]["passed"] = True
-        tuned(path, logits, validation, _figures(comparison, fold, len(validation)))
+        tuned(unproven, logits, validation, _figures(comparison, fold, len(validation)))
+        os.replace(unproven, path)
+        report.stages[stage] |= {"file": str(path), "passed": True}
         return logits
 
     say("export")
-    export(checkpoint, fp32)
+    export(checkpoint, _unproven(fp32))
     exported = verify("export", fp32, reference)
     say("quantize")
     how = recipe.quantize
-    quantize(fp32, int8, train_data, method=how.method, records=how.records, seed=how.seed)
+    quantize(fp32, _unproven(int8), train_data, method=how.method, records=how.records, seed=how.seed)
     verify("quantize", int8, exported)
     say("benchmark")
     for stage, row in zip(("export", "quantize"), bench([fp32, int8], BenchConfig(), []), strict=True):

@@ -18,6 +18,7 @@ from compress.errors import RecipeError
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Finite = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -38,28 +39,34 @@ class Student(_Section):
 class Distill(_Section):
     """How the teacher's word and the labels are weighed.
 
-    The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus the contrastive task with its own weight.
+    The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus the contrastive task and the auxiliary
+    one (all SCP statements, a head that is dropped at export) with weights of their own.
     """
 
     temperature: Positive = 2.0
     teacher_share: Share = 0.7
     contrastive: Annotated[float, Field(ge=0.0)] = 0.05
+    auxiliary: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class Quantize(_Section):
     """Static int8: how ranges are found, on how many recordings of the training folds."""
 
-    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    method: Literal["minmax", "entropy", "percentile"] = "percentile"
     records: Annotated[int, Field(ge=16)] = 512
     seed: int = 1
 
 
 class Gate(_Section):
-    """What a stage may cost at most, on the validation fold."""
+    """What a stage may cost at most, on the validation fold.
 
-    max_export_error: Positive = 1e-3
-    max_auc_drop: Positive = 0.003
-    max_f1_drop: Positive = 0.005
+    The macro limits hold for export and quantization; the label's so that no label pays for another one's gain.
+    """
+
+    max_export_error: Finite = 1e-3
+    max_auc_drop: Finite = 0.003
+    max_f1_drop: Finite = 0.005
+    max_label_auc_drop: Finite = 0.01
 
 
 class Recipe(_Section):

@@ -101,3 +101,6 @@ def check(comparison: Comparison, stage: str, gate: Gate) -> None:
                 f"{stage}: {figure} fell by {drop.mean():.4f}, more than {limit:g}; "
                 f"most on {comparison.labels[worst]} ({drop[worst]:.4f})"
             )
+    for label, fell in zip(comparison.labels, comparison.auc_drop, strict=True):
+        if not fell <= gate.max_label_auc_drop:
+            raise GateFailed(f"{stage}: the AUC of {label} fell by {fell:.4f}, more than {gate.max_label_auc_drop:g}")

@@ -10,19 +10,43 @@
 `docs/protocol.md` describes the wire byte by byte.
 """
 
-from firmware_bridge.blocks import Block, BlockAssembler
-from firmware_bridge.decoder import Decoder
-from firmware_bridge.device import Device, DeviceStats
-from firmware_bridge.errors import (
-    BridgeError,
-    LinkLost,
-    NoDevice,
-    PortError,
-    ProtocolError,
-    RecordingError,
-)
-from firmware_bridge.protocol import Frame
-from firmware_bridge.recording import Recording, read_recording
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firmware_bridge.blocks import Block, BlockAssembler
+    from firmware_bridge.decoder import Decoder
+    from firmware_bridge.device import Device, DeviceStats
+    from firmware_bridge.errors import (
+        BridgeError,
+        LinkLost,
+        NoDevice,
+        PortError,
+        ProtocolError,
+        RecordingError,
+    )
+    from firmware_bridge.protocol import Frame
+    from firmware_bridge.recording import Recording, read_recording
+
+# Imported when first asked for (PEP 562): `m2jl --help` must not wait for numpy and pyserial.
+_HOME = {
+    "Block": "blocks",
+    "BlockAssembler": "blocks",
+    "BridgeError": "errors",
+    "Decoder": "decoder",
+    "Device": "device",
+    "DeviceStats": "device",
+    "Frame": "protocol",
+    "LinkLost": "errors",
+    "NoDevice": "errors",
+    "PortError": "errors",
+    "ProtocolError": "errors",
+    "Recording": "recording",
+    "RecordingError": "errors",
+    "read_recording": "recording",
+}
 
 __all__ = [
     "Block",
@@ -40,3 +64,9 @@ __all__ = [
     "RecordingError",
     "read_recording",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,9 +1,9 @@
 """Alert logic: from probabilities per window to onsets and offsets that a person can trust.
 
 One `LabelState` per label of a device.  An onset needs ``k`` of the last ``n`` usable windows at or over the label's
-threshold; an offset needs ``release`` usable windows in a row under a lower one; after an offset the label stays
-quiet for ``refractory_s``.  There is never a second onset without an offset between.  A window that could not be
-judged (gap, bad electrodes) changes nothing: an open alert stays open, and earlier windows keep their votes.
+threshold, the latest among them; an offset needs ``release`` usable windows in a row under a lower one; after an offset
+the label stays quiet for ``refractory_s``.  There is never a second onset without an offset between.  A window that
+could not be judged (gap, bad electrodes) changes nothing: an open alert stays open, earlier windows keep their votes.
 
 Terms follow IEC 60601-1-8 (alarm condition, priority, latching).  This is decision support for research and
 development, not an alarm system in that standard's sense.
@@ -82,7 +82,8 @@ class LabelState:
                 self._reported_s = t_s
                 return "update"
             return None
-        if t_s >= self._quiet_until_s and sum(self._votes) >= self._policy.k:
+        # The deciding window must be one of the k: votes may have gathered while the label had to be quiet.
+        if self._votes[-1] and t_s >= self._quiet_until_s and sum(self._votes) >= self._policy.k:
             self.open = True
             self._quiet_windows = 0
             self._reported_s = t_s

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.errors import ModelError
@@ -44,6 +43,8 @@ class OnnxRuntimeBackend:
     name = "onnxruntime-cpu"
 
     def __init__(self, data: bytes, spec: ModelSpec, *, name: str = "the model", threads: int = 1) -> None:
+        import onnxruntime  # here, so that `m2jl doctor` can say that it is missing
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

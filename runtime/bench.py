@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ def synthetic_ecg(leads: int, samples: int, rate_hz: float, seed: int = 0) -> np
     return (gains * beat + wander + 0.01 * generator.standard_normal((leads, samples))).astype(np.float32)
 
 
+def installed(package: str) -> str | None:
+    """Version of a package, None where it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = platform.processor()
@@ -74,8 +82,8 @@ def machine() -> dict[str, Any]:
         "arch": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
-        "numpy": version("numpy"),
+        "onnxruntime": installed("onnxruntime"),
+        "numpy": installed("numpy"),
     }
 
 

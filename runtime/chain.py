@@ -75,7 +75,7 @@ class SignalChain:
 
     def push(self, x_mv: NDArray[np.floating]) -> list[Window]:
         """Take samples (leads, n) in mV at the device's rate; give the windows that they complete."""
-        self._pending.append(x_mv)
+        self._pending.append(x_mv.copy())  # the caller may use its buffer again
         self._next_input += x_mv.shape[1]
         # Blocks wait until they complete a frame or a window: small arrays cost numpy more than they hold.
         spec = self.spec

@@ -19,7 +19,7 @@ from typing import Any
 from runtime.errors import RunError
 
 SAMPLES = Path(__file__).parent / "samples"
-SAMPLE = SAMPLES / "00162_hr"
+SAMPLE = SAMPLES / "00140_hr"
 TIMEOUT_S = 150.0
 
 

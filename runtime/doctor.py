@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from runtime.bench import machine
+from runtime.bench import installed, machine
 from runtime.model import SHIPPED, read_model
 
 # Package -> what is missing without it, and the extra that brings it ("" for the base install).
@@ -47,18 +46,17 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 def examine() -> dict[str, Any]:
     """Versions, execution providers and shipped models on this machine; None for a package that is missing."""
-    packages: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
-    import onnxruntime
+    packages = {name: installed(name) for name in PACKAGES}
+    try:
+        import onnxruntime
 
+        providers = onnxruntime.get_available_providers()
+    except ImportError:
+        providers = []
     return {
         "machine": machine(),
         "python": sys.version.split()[0],
         "packages": packages,
-        "providers": onnxruntime.get_available_providers(),
+        "providers": providers,
         "models": sorted(path.name for path in SHIPPED.glob("*.onnx")),
     }

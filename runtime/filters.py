@@ -24,6 +24,7 @@ from scipy.signal import firwin, kaiserord
 from runtime.errors import SourceError
 
 STOP_BAND_DB = 60.0
+MIN_TRANSITION_HZ = 2.0  # a narrower one would need seconds of filter
 MAX_PHASES = 1000  # a ratio such as 100/256.41 would need a filter bank of thousands of phases
 
 Float32Array = NDArray[np.float32]
@@ -59,6 +60,11 @@ class PolyphaseResampler:
         if self._up > MAX_PHASES:
             raise SourceError(f"cannot resample {rate_in_hz:g} Hz to {rate_out_hz:g} Hz: no simple ratio between them")
         stop_hz = min(rate_in_hz, rate_out_hz) / 2
+        if stop_hz - high_hz < MIN_TRANSITION_HZ:
+            raise SourceError(
+                f"a rate of {rate_in_hz:g} Hz is too close to twice the model's band ({high_hz:g} Hz): "
+                f"at least {2 * (high_hz + MIN_TRANSITION_HZ):g} Hz is needed"
+            )
         response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
         self._half = len(response) // 2
         self._taps = -(-len(response) // self._up)  # per phase

@@ -13,6 +13,7 @@ does not arise (windows lie within unbroken segments); one with an unusable lead
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -130,6 +131,10 @@ class Monitor:
                 state.restart_clock()
             events.append(Event("link", t_s, self._identity, detail="the device restarted"))
         elif self._expected is not None:
+            if block.first_sample < self._expected:
+                raise ValueError(
+                    f"block {block.first_sample} comes after {self._expected - 1}: blocks must be in order"
+                )
             lost = block.first_sample - self._expected
             self.stats.missing_samples += lost
             events.append(Event("link", t_s, self._identity, detail=f"{lost} samples lost"))
@@ -164,6 +169,12 @@ class Monitor:
         span = self._device_span(window)
         t_s = span[1] / self.rate_hz
         faults = self._faults_of(window, span)
+        labels = self.model.spec.labels
+        probabilities: list[float] = []
+        if not faults:
+            probabilities = self.model.probabilities(window.ecg, window.spectrogram)[0].tolist()
+            if not all(map(math.isfinite, probabilities)):
+                faults = {"model": "output is not a number"}
         quality = {"ok": not faults, "faults": faults}
         self.stats.windows += 1
         events: list[Event] = []
@@ -173,8 +184,6 @@ class Monitor:
         if faults:
             self.stats.windows_unusable += 1
             return events
-        labels = self.model.spec.labels
-        probabilities = self.model.probabilities(window.ecg, window.spectrogram)[0].tolist()
         self.stats.probability = dict(zip(labels, probabilities, strict=True))
         for label, state, probability in zip(labels, self._states, probabilities, strict=True):
             kind = state.step(probability, t_s)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge import BridgeError
+from runtime.events import Event
 from runtime.model import Model
 from runtime.monitor import Monitor, MonitorStats
 from runtime.sinks import Sink
@@ -84,20 +84,23 @@ class Session:
         Raises:
             firmware_bridge.BridgeError: the link was lost; sinks have got all that came before.
         """
-        reported_s = time.monotonic()
+        reported_s, stats = time.monotonic(), self._monitor.stats
         limit = None if self._duration_s is None else round(self._duration_s * self._source.rate_hz)
         try:
             for block in self._source.blocks():
-                self._deliver(block)
-                if limit is not None and self._monitor.stats.samples >= limit:
+                self._deliver(self._monitor.push(block))
+                if limit is not None and stats.samples + stats.missing_samples >= limit:
                     break
                 if time.monotonic() - reported_s >= REPORT_EVERY_S:
                     reported_s = time.monotonic()
                     self._say(self._progress())
-        except BridgeError:
-            self._finish()
-            raise
-        self._finish()
+        finally:
+            # Whatever ended the stream, what was received is judged, and sinks deliver what they hold.
+            try:
+                self._deliver(self._monitor.finish())
+            finally:
+                for sink in self._sinks:
+                    sink.close()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
@@ -105,17 +108,10 @@ class Session:
         monitor = self._monitor
         return summary(self._model, monitor.stats, self._source.link_stats(), monitor.open_alerts)
 
-    def _deliver(self, block: Any) -> None:
-        for event in self._monitor.push(block):
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
             for sink in self._sinks:
                 sink.write(event)
-
-    def _finish(self) -> None:
-        for event in self._monitor.finish():
-            for sink in self._sinks:
-                sink.write(event)
-        for sink in self._sinks:
-            sink.close()
 
     def _progress(self) -> str:
         stats = self._monitor.stats

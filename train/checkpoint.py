@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +35,7 @@ def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {INFO_KEY: text})
+        partial.chmod(0o644)  # safetensors writes for its owner only
         os.replace(partial, path)
         partial.write_text(text + "\n")
         os.replace(partial, path.with_suffix(".json"))
@@ -68,16 +69,40 @@ def network_info(net: M2JLNet, spec: ModelSpec) -> dict[str, Any]:
     return {"net": asdict(net.config), "spec": json.loads(spec.to_json())}
 
 
+class Described(NamedTuple):
+    """What a header says of its network, under the names of `network_info`."""
+
+    net: NetConfig
+    spec: ModelSpec
+
+
+def described(info: dict[str, Any], path: Path) -> Described:
+    """The network and the spec that a header describes.
+
+    Raises:
+        CheckpointError: it describes none of this release.
+    """
+    try:
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info["net"].items()}
+        return Described(NetConfig(**fields), ModelSpec.from_json(json.dumps(info["spec"])))
+    except (KeyError, TypeError, ValueError, ModelError) as error:
+        raise _foreign(path, error) from error
+
+
 def load_network(path: Path) -> tuple[M2JLNet, dict[str, Any]]:
     """Build the network that a checkpoint holds, in eval mode, and give its header's info beside it."""
     tensors, info = load(path)
+    about = described(info, path)
+    weights = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
     try:
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info["net"].items()}
-        net = M2JLNet(NetConfig(**fields), ModelSpec.from_json(json.dumps(info["spec"])))
-        weights = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+        net = M2JLNet(about.net, about.spec)
         net.load_state_dict(weights or tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
-        # torch says what does not fit on its second line, at length.
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not hold an M2JLNet of this release: {said[:200]}") from error
+    except (ValueError, RuntimeError) as error:
+        raise _foreign(path, error) from error
     return net.eval(), info
+
+
+def _foreign(path: Path, error: Exception) -> CheckpointError:
+    # torch says what does not fit on its second line, at length.
+    said = " ".join(str(error).split())
+    return CheckpointError(f"{path} does not hold an M2JLNet of this release: {said[:200]}")

@@ -104,8 +104,9 @@ def _prepare(path: Path, spec: ModelSpec) -> Float32Array:
 def _cache_key(spec: ModelSpec, table: Table, entries: Sequence[Entry]) -> str:
     digest = hashlib.sha256(f"{spec.signal_key()} {spec.window_samples} {table.root.resolve()}".encode())
     for entry in entries:
-        stat = (table.root / entry.path_100hz).with_suffix(".dat").stat()
-        digest.update(f"{entry.ecg_id} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        for suffix in (".hea", ".dat"):
+            stat = (table.root / entry.path_100hz).with_suffix(suffix).stat()
+            digest.update(f"{entry.ecg_id} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 

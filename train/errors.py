@@ -3,7 +3,8 @@
     TrainError
     ├── DataError        a data folder is not what it is said to be, or a table in it is damaged
     ├── CheckpointError  a checkpoint is missing, damaged, or of another model
-    └── PresetError      an unknown preset, or values in it that make no sense
+    ├── PresetError      an unknown preset, or values in it that make no sense
+    └── DivergedError    the loss became infinite or not a number          (exit code 1)
 
 `exit_code` is what `m2jl` ends with when one of them reaches it.
 """
@@ -25,3 +26,9 @@ class CheckpointError(TrainError):
 
 class PresetError(TrainError):
     """A preset that does not exist or makes no sense."""
+
+
+class DivergedError(TrainError):
+    """Training ran, and its loss left the numbers; the last whole epoch is kept."""
+
+    exit_code = 1

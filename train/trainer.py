@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from train import checkpoint
 from train.augment import augment
 from train.dataset import EcgData
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DivergedError
 from train.frontend import FrontEnd
 from train.losses import Positives, supervised_contrastive
 from train.metrics import best_thresholds, macro_auc, macro_f1, sigmoid
@@ -211,7 +211,9 @@ def _train_epoch(
         parts = objective(run.net.forward_all(ecg, spectrogram), rows)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}")
+            raise DivergedError(
+                f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: try a lower learning rate"
+            )
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         run.optimizer.step()
@@ -241,7 +243,7 @@ def fit(
 
     Raises:
         CheckpointError: `out` holds a run of another configuration.
-        FloatingPointError: the loss became infinite or NaN.
+        DivergedError: the loss became infinite or NaN.
     """
     hooks = hooks or Hooks()
     run = _Run(net, config)
@@ -251,8 +253,11 @@ def fit(
     last = out / "last.safetensors"
     if last.is_file():
         tensors, kept = checkpoint.load(last)
-        for key, value in header.items():
-            if kept.get(key) != value:
+        # Told apart by meaning: a field that a later release adds, at its default, is no other configuration.
+        there = {**kept, **checkpoint.described(kept, last)._asdict()}
+        wanted = {**header, **checkpoint.described(header, last)._asdict()}
+        for key, value in wanted.items():
+            if there.get(key) != value:
                 raise CheckpointError(
                     f"{out} holds a run with another {key}; choose another --out, or delete it to start anew"
                 )

@@ -40,6 +40,7 @@ batch = 7
 records = 16
 [gate]
 max_auc_drop = 1.0
+max_label_auc_drop = 1.0
 max_f1_drop = 1.0
 """
 
@@ -238,8 +239,16 @@ def test_the_command_tells_each_stage_and_where_the_report_is(
 
 
 def test_what_a_user_can_mend_ends_with_2_and_one_line(
-    m2jl: M2jl, teacher: Path, mini: Path, cache: Path, tmp_path: Path, recipe_file: Path
+    m2jl: M2jl,
+    teacher: Path,
+    mini: Path,
+    cache: Path,
+    tmp_path: Path,
+    recipe_file: Path,
+    small: NetConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(NETS, "small", small)
     misspelt = tmp_path / "misspelt.toml"
     misspelt.write_text(RECIPE.replace("epochs", "epoch"))
     unknown = tmp_path / "unknown.toml"

@@ -113,7 +113,8 @@ def test_a_shift_of_all_logits_is_no_loss_of_the_task_but_is_one_of_parity(
         ({"auc_drop": np.array([0.008, 0.0, 0.0])}, "quantize", True),
         ({"auc_drop": np.array([0.010, 0.0, 0.0])}, "quantize", False),
         ({"auc_drop": np.array([0.010, 0.0, 0.0])}, "export", False),
-        ({"auc_drop": np.array([0.9, -0.9, 0.0])}, "quantize", True),
+        ({"auc_drop": np.array([0.009, -0.009, 0.0])}, "quantize", True),
+        ({"auc_drop": np.array([0.011, -0.011, 0.0])}, "quantize", False),
         ({"f1_drop": np.array([0.0, 0.014, 0.0])}, "quantize", True),
         ({"f1_drop": np.array([0.0, 0.016, 0.0])}, "quantize", False),
     ],
@@ -156,7 +157,9 @@ def test_a_comparison_is_json(logits: np.ndarray, everything: EcgData, spec: Mod
 @pytest.fixture
 def wide_gate(tmp_path: Path) -> Path:
     path = tmp_path / "wide.toml"
-    path.write_text('name = "x"\n[student]\nnet = "tiny"\n[gate]\nmax_auc_drop = 0.2\nmax_f1_drop = 0.2\n')
+    path.write_text(
+        'name = "x"\n[student]\nnet = "tiny"\n[gate]\nmax_auc_drop = 0.2\nmax_f1_drop = 0.2\nmax_label_auc_drop = 0.5\n'
+    )
     return path
 
 

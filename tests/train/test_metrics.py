@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, macro_auc, macro_f1, sigmoid
+from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, f1_curve, macro_auc, macro_f1, sigmoid
 
 
 def task(records: int = 300, labels: int = 4, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -85,16 +85,39 @@ columns = st.lists(st.tuples(st.booleans(), st.integers(1, 99)), min_size=1, max
 
 
 @given(columns)
-def test_thresholds_are_the_best_there_are(column: list[tuple[bool, int]]) -> None:
+def test_the_curve_is_f1_at_each_threshold(column: list[tuple[bool, int]]) -> None:
+    y = np.array([truth for truth, _ in column])
+    p = np.array([hundredths / 100 for _, hundredths in column])
+    thresholds = np.linspace(0.005, 0.995, 34)
+    wanted = [macro_f1(y[:, None], p[:, None], np.array([t])) for t in thresholds]
+    np.testing.assert_allclose(f1_curve(y, p, thresholds), wanted)
+
+
+@given(columns)
+def test_without_smoothing_thresholds_are_the_best_there_are(column: list[tuple[bool, int]]) -> None:
     y = np.array([[truth] for truth, _ in column])
     p = np.array([[hundredths / 100] for _, hundredths in column])
-    (threshold,) = best_thresholds(y, p)
+    (threshold,) = best_thresholds(y, p, smoothing=0.0)
     assert 0 < threshold < 1
-    candidates = np.concatenate([[0.0, 1.0], (np.unique(p)[1:] + np.unique(p)[:-1]) / 2])
+    candidates = np.concatenate([[0.005, 0.995], (np.unique(p)[1:] + np.unique(p)[:-1]) / 2])
     best = max(macro_f1(y, p, np.array([c])) for c in candidates)
     assert macro_f1(y, p, np.array([threshold])) == pytest.approx(best)
-    # Between two probabilities, not on one: a rounding elsewhere does not flip a decision.
-    assert np.abs(p - threshold).min() > 1e-3
+
+
+def test_a_broad_hill_wins_over_a_chance_peak() -> None:
+    """Positives from 0.4 up, and one chance pair at 0.8 whose cut would be a little better on this sample alone."""
+    negatives = np.concatenate([np.linspace(0.05, 0.38, 30), [0.795, 0.796, 0.797]])
+    positives = np.concatenate([np.linspace(0.42, 0.6, 3), np.linspace(0.8, 0.95, 20)])
+    y = np.concatenate([np.zeros(33, bool), np.ones(23, bool)])[:, None]
+    p = np.concatenate([negatives, positives])[:, None]
+    (exact,) = best_thresholds(y, p, smoothing=0.0)
+    (smooth,) = best_thresholds(y, p)
+    assert 0.797 < exact <= 0.8 or 0.38 < exact <= 0.42
+    assert 0.3 < smooth < 0.6
+
+
+def test_a_label_without_positives_keeps_the_middle() -> None:
+    assert best_thresholds(np.zeros((5, 1), bool), np.linspace(0, 1, 5)[:, None])[0] == 0.5
 
 
 def test_thresholds_are_found_label_by_label_also_in_float32() -> None:
@@ -104,7 +127,7 @@ def test_thresholds_are_found_label_by_label_also_in_float32() -> None:
     alone = [best_thresholds(y[:, k : k + 1], p[:, k : k + 1])[0] for k in range(y.shape[1])]
     np.testing.assert_array_equal(together, alone)
     narrow = best_thresholds(y, p.astype(np.float32))
-    np.testing.assert_array_equal(p.astype(np.float32) >= narrow, p >= together)
+    np.testing.assert_allclose(narrow, together)
 
 
 def test_thresholds_stay_inside_what_a_spec_takes() -> None:

@@ -19,7 +19,7 @@ import train.trainer
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DivergedError
 from train.frontend import FrontEnd
 from train.metrics import best_thresholds, macro_auc, macro_f1, sigmoid
 from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
@@ -214,7 +214,7 @@ class NotANumber:
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_epochs_before(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="nan in epoch 2, step 2"):
+    with pytest.raises(DivergedError, match="nan in epoch 2, step 2"):
         run(tmp_path, objective=NotANumber())
     tensors, info = checkpoint.load(tmp_path / "last.safetensors")
     assert len(info["history"]) == 1

@@ -1,0 +1,44 @@
+"""What all tests share: no deadlines on slow machines, the shipped recording, and `m2jl` as a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+
+settings.register_profile("m2jlnet", deadline=None)
+settings.load_profile("m2jlnet")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def sample_path() -> Path:
+    """The recording that is shipped with the package: 12 leads, 10 s, 500 Hz."""
+    return ROOT / "runtime" / "samples" / "00140_hr"
+
+
+@pytest.fixture(scope="session")
+def m2jl() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the `m2jl` command in a process of its own."""
+
+    def run(*arguments: object, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "m2jl", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    return run

@@ -1,0 +1,295 @@
+"""Blocks in, events out: with a back end that says what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firmware_bridge import Block
+from runtime.alerts import AlertPolicy
+from runtime.errors import SourceError
+from runtime.events import Event
+from runtime.model import Model
+from runtime.monitor import Monitor
+from runtime.spec import ModelSpec
+
+RATE_HZ = 500.0
+LEADS = ("I", "II")
+NONE = np.zeros(2, np.bool_)
+ON, OFF = (5.0, -5.0), (-5.0, -5.0)
+
+
+def beats(seconds: float, leads: int = 2, start_s: float = 0.0) -> np.ndarray:
+    """Spikes every 0.8 s, larger in the second half of each 10 s."""
+    t_s = start_s + np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    gain = 1.0 + ((t_s % 10) > 5)
+    beat = gain * np.exp(-0.5 * (((t_s % 0.8) - 0.4) / 0.02) ** 2)
+    return np.stack([beat * (k + 1) for k in range(leads)]).astype(np.float32)
+
+
+def blocks_of(ecg_mv: np.ndarray, size: int = 50, first: int = 0) -> list[Block]:
+    return [Block(first + n, ecg_mv[:, n : n + size], NONE, NONE, 0, False) for n in range(0, ecg_mv.shape[1], size)]
+
+
+def flagged(blocks: list[Block], when: slice, *, lead_off: int | None = None, saturated: int | None = None) -> None:
+    """Set a flag on some blocks, in place."""
+    for n in range(*when.indices(len(blocks))):
+        off, sat = NONE.copy(), NONE.copy()
+        if lead_off is not None:
+            off[lead_off] = True
+        if saturated is not None:
+            sat[saturated] = True
+        blocks[n] = replace(blocks[n], lead_off=off, saturated=sat)
+
+
+def run(monitor: Monitor, blocks: list[Block]) -> list[Event]:
+    return [event for block in blocks for event in monitor.push(block)] + monitor.finish()
+
+
+def plain(events: list[Event]) -> list[tuple[object, ...]]:
+    """What must be equal from run to run: all but the wall time."""
+    return [(e.event, e.t_device_s, e.label, e.probability, e.window, str(e.quality), e.detail) for e in events]
+
+
+def monitor_of(model: Model, leads: tuple[str, ...] = LEADS) -> Monitor:
+    return Monitor(model, leads, RATE_HZ, AlertPolicy(k=2, n=3, release=2, refractory_s=1.0))
+
+
+def test_a_model_that_says_no_number_is_reported_and_raises_no_alert(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model([(float("nan"), 5.0)]))
+    (event,) = run(monitor, blocks_of(beats(6)))
+    assert (event.event, event.quality) == ("quality", {"ok": False, "faults": {"model": "output is not a number"}})
+    assert monitor.stats.windows == monitor.stats.windows_unusable == 9
+    assert monitor.open_alerts == ()
+    assert monitor.stats.probability == {}
+
+
+def test_blocks_out_of_order_are_refused(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model([OFF]))
+    blocks = blocks_of(beats(1))
+    monitor.push(blocks[1])
+    with pytest.raises(ValueError, match="must be in order"):
+        monitor.push(blocks[0])
+
+
+def test_a_clean_stream_is_classified_window_by_window(fake_model: Callable[..., Model]) -> None:
+    model = fake_model([OFF, ON])
+    monitor = monitor_of(model)
+    events = run(monitor, blocks_of(beats(6)))
+    assert monitor.stats.windows == model.backend.calls == 9  # from 0 to 4 s, every half
+    assert monitor.stats.windows_unusable == monitor.stats.missing_samples == 0
+    assert monitor.stats.samples == 3000
+    assert len(monitor.stats.latency_ms) == 9
+    assert monitor.stats.probability == pytest.approx({"MI": 0.99331, "CD": 0.00669}, abs=1e-5)
+    assert monitor.open_alerts == ("MI",)
+    (onset,) = events
+    assert (onset.event, onset.label, onset.severity) == ("onset", "MI", "medium")
+    assert onset.window == (500, 1500)  # the third window: two votes of the last three
+    assert onset.t_device_s == 3.0
+    assert onset.quality == {"ok": True, "faults": {}}
+    assert onset.model == {"name": "small", "sha256": "0" * 64}
+    assert onset.probability == pytest.approx(0.9933, abs=1e-4)
+
+
+def test_a_lead_that_is_off_is_reported_and_not_classified(fake_model: Callable[..., Model]) -> None:
+    model = fake_model()
+    monitor = monitor_of(model)
+    blocks = blocks_of(beats(10))
+    flagged(blocks, slice(40, 50), lead_off=1)  # from 4 to 5 s
+    events = run(monitor, blocks)
+    assert [event.event for event in events] == ["quality", "quality"]
+    bad, good = events
+    assert bad.quality == {"ok": False, "faults": {"II": "lead off"}}
+    assert good.quality == {"ok": True, "faults": {}}
+    # The first window that reaches past 4 s, and the first that begins at 5 s.
+    assert bad.window == (1250, 2250)
+    assert good.window == (2500, 3500)
+    assert monitor.stats.windows_unusable == 5
+    assert model.backend.calls == monitor.stats.windows - 5 == 12
+
+
+def test_a_lead_that_is_derived_is_as_bad_as_its_sources(fake_model: Callable[..., Model], spec: ModelSpec) -> None:
+    model = fake_model(spec=spec.model_copy(update={"leads": ("II", "aVF")}))
+    monitor = monitor_of(model)
+    blocks = blocks_of(beats(3))
+    flagged(blocks, slice(0, 1), lead_off=0)
+    events = run(monitor, blocks)
+    assert events[0].quality == {"ok": False, "faults": {"aVF": "lead off"}}
+
+
+def test_saturation_is_reported_and_lead_off_outranks_it(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    blocks = blocks_of(beats(8))
+    flagged(blocks, slice(0, 10), saturated=0)
+    flagged(blocks, slice(10, 15), saturated=0, lead_off=0)
+    faults = [event.quality["faults"] for event in run(monitor, blocks) if event.quality]
+    assert faults == [{"I": "lead off"}, {}]
+    monitor = monitor_of(fake_model())
+    blocks = blocks_of(beats(8))
+    flagged(blocks, slice(0, 10), saturated=0)
+    faults = [event.quality["faults"] for event in run(monitor, blocks) if event.quality]
+    assert faults == [{"I": "saturated"}, {}]
+
+
+def test_a_flat_signal_is_unusable_even_if_the_front_end_sees_nothing(fake_model: Callable[..., Model]) -> None:
+    model = fake_model()
+    monitor = monitor_of(model)
+    ecg_mv = beats(4)
+    ecg_mv[0] = 250.0
+    events = run(monitor, blocks_of(ecg_mv))
+    assert [event.quality for event in events] == [{"ok": False, "faults": {"I": "flat"}}]
+    assert model.backend.calls == 0
+    assert monitor.stats.windows == monitor.stats.windows_unusable > 0
+
+
+def test_an_open_alert_survives_a_gap_a_restart_and_bad_electrodes(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model([ON]))
+    events = run(monitor, blocks_of(beats(4)))
+    assert [event.event for event in events] == ["onset"]
+    bad = blocks_of(beats(4), first=100_000)
+    flagged(bad, slice(0, 40), lead_off=0)
+    events = run(monitor, bad)
+    assert [event.event for event in events] == ["link", "quality"]
+    reboot = blocks_of(beats(4))
+    reboot[0] = replace(reboot[0], restarted=True)
+    events = run(monitor, reboot)
+    # Its cadence begins anew with the clock; there is no second onset.
+    assert [event.event for event in events] == ["link", "quality", "update"]
+    assert monitor.open_alerts == ("MI",)
+
+
+def test_a_gap_is_reported_counted_and_in_no_window(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    later = blocks_of(beats(3.3, start_s=3.6), first=1800)
+    later[0] = replace(later[0], missing_samples=150)
+    windows: list[tuple[int, int] | None] = []
+    judge = monitor._judge
+    monitor._judge = lambda window: windows.append(monitor._device_span(window)) or judge(window)  # type: ignore[method-assign]
+    events = run(monitor, [*blocks_of(beats(3.3)), *later])
+    (link,) = events
+    assert (link.event, link.detail, link.t_device_s) == ("link", "150 samples lost", 3.6)
+    assert link.window is None
+    assert link.label is None
+    assert monitor.stats.samples == 3300
+    assert monitor.stats.missing_samples == 150
+    assert windows == [(0, 1000), (250, 1250), (500, 1500), (2000, 3000), (2250, 3250)]
+
+
+def test_what_was_lost_after_a_restart_counts_as_missing(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    reboot = blocks_of(beats(1), first=20)
+    reboot[0] = replace(reboot[0], restarted=True, missing_samples=20)
+    events = run(monitor, [*blocks_of(beats(1)), *reboot])
+    assert [event.detail for event in events] == ["the device restarted"]
+    assert monitor.stats.samples == 1000
+    assert monitor.stats.missing_samples == 20
+
+
+def test_what_was_lost_before_the_first_block_counts_without_an_event(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    blocks = blocks_of(beats(1), first=30)
+    blocks[0] = replace(blocks[0], missing_samples=30)
+    assert run(monitor, blocks) == []
+    assert monitor.stats.missing_samples == 30
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 1500), st.booleans()), min_size=1, max_size=6))
+def test_received_and_missing_make_up_what_was_sent(parts: list[tuple[int, int, bool]]) -> None:
+    """Segments after gaps, some of them after a restart that begins at zero."""
+    spec = ModelSpec(name="m", leads=LEADS, labels=("A",), thresholds=(0.5,))
+
+    class Backend:
+        name, threads = "fake", 1
+
+        def infer(self, ecg: np.ndarray, spectrogram: np.ndarray) -> np.ndarray:
+            return np.zeros((len(ecg), 1), np.float32)
+
+    monitor = monitor_of(Model(spec, "0", Backend()))
+    position = sent = 0
+    for lost, samples, restarted in parts:
+        position = lost if restarted else position + lost
+        block = Block(position, np.zeros((2, samples), np.float32), NONE, NONE, lost, restarted)
+        monitor.push(block)
+        position += samples
+        sent += lost + samples
+    assert monitor.stats.samples + monitor.stats.missing_samples == sent
+    assert monitor.stats.samples == sum(samples for _, samples, _ in parts)
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 3000), st.integers(1, 97))
+def test_events_do_not_depend_on_the_size_of_blocks(size: int, other: int) -> None:
+    spec = ModelSpec(
+        name="m",
+        leads=LEADS,
+        window_s=2.0,
+        hop_s=0.4,
+        labels=("A", "B"),
+        thresholds=(0.5, 0.6),
+    )
+
+    class Backend:
+        """Follows how large the beats are, so that alerts open and close."""
+
+        name, threads = "fake", 1
+
+        def infer(self, ecg: np.ndarray, spectrogram: np.ndarray) -> np.ndarray:
+            span = np.ptp(ecg, axis=2).max(axis=1)
+            return np.stack([4 * (span - 3.0), 2 * (2.9 - span)], axis=1).astype(np.float32)
+
+    ecg_mv = beats(25)
+    ecg_mv[1, 6000:7500] = 0.0  # flat for 3 s
+    outcomes = []
+    for first in (size, other, 10):
+        blocks = blocks_of(ecg_mv, size)
+        cut = len(blocks) // 2
+        monitor = monitor_of(Model(spec, "0", Backend()))
+        events = run(monitor, [*blocks_of(ecg_mv[:, : cut * size], first), *blocks_of(
+            ecg_mv[:, cut * size :], first, cut * size)])  # fmt: skip
+        outcomes.append(plain(events))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert {"onset", "offset", "quality"} <= {event[0] for event in outcomes[0]}
+
+
+def test_finish_gives_the_windows_that_waited_for_the_filter(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    for block in blocks_of(beats(2)):
+        monitor.push(block)
+    assert monitor.stats.windows == 0
+    monitor.finish()
+    assert monitor.stats.windows == 1
+
+
+def test_flags_of_a_stream_that_never_fills_a_window_do_not_pile_up(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    for n in range(300):
+        blocks = blocks_of(beats(1), first=n * 1000)
+        flagged(blocks, slice(None), lead_off=0)
+        for block in blocks:
+            monitor.push(block)
+    assert monitor.stats.windows == 0
+    assert len(monitor._flags) <= 10
+
+
+def test_flags_of_a_long_stream_do_not_pile_up(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    blocks = blocks_of(beats(60))
+    flagged(blocks, slice(None), saturated=1)
+    held = []
+    for block in blocks:
+        monitor.push(block)
+        held.append(len(monitor._flags))
+    assert max(held) < 40  # a window, a hop and the filter's delay are 2.7 s, 27 blocks
+
+
+def test_a_device_without_a_lead_or_too_slow_is_refused(fake_model: Callable[..., Model]) -> None:
+    with pytest.raises(SourceError, match="lead II"):
+        Monitor(fake_model(), ("I", "V1"), RATE_HZ)
+    with pytest.raises(SourceError, match="75 Hz"):
+        Monitor(fake_model(), LEADS, 75.0)

@@ -1,0 +1,164 @@
+"""A source through a monitor into sinks, with an end that is always told."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from firmware_bridge import Block, LinkLost
+from runtime.errors import SinkError
+from runtime.events import Event
+from runtime.model import Model
+from runtime.session import Session, percentiles_ms, write_atomically
+from runtime.sinks import JsonLines, open_sink
+
+NONE = np.zeros(2, np.bool_)
+
+
+class Blocks:
+    """A source of a flat signal with a gap, which may break."""
+
+    leads = ("I", "II")
+    rate_hz = 500.0
+
+    def __init__(self, seconds: float = 10.0, breaks: bool = False) -> None:
+        self._count, self._breaks = round(seconds * 10), breaks
+        self.given = 0
+
+    def blocks(self) -> Iterator[Block]:
+        for n in range(self._count):
+            first = 50 * n + (25 if n >= 40 else 0)
+            self.given += 1
+            yield Block(first, np.zeros((2, 50), np.float32), NONE, NONE, 25 if n == 40 else 0, False)
+        if self._breaks:
+            raise LinkLost("lost it")
+
+    def interrupt(self) -> None:
+        raise AssertionError("nobody asked")
+
+    def link_stats(self) -> dict[str, int]:
+        return {"crc_errors": 3}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.closed = 0
+
+    def write(self, event: Event) -> None:
+        assert not self.closed
+        self.events.append(event)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_session_ends_with_the_stream_and_says_what_it_did(fake_model: Callable[..., Model]) -> None:
+    sinks = [Kept(), Kept()]
+    summary = Session(Blocks(), fake_model(), sinks).run()
+    assert [sink.closed for sink in sinks] == [1, 1]
+    assert sinks[0].events == sinks[1].events
+    assert [event.event for event in sinks[0].events] == ["quality", "link"]
+    assert summary["samples"] == 5000
+    assert summary["samples_missing"] == 25
+    assert summary["windows"] == summary["windows_unusable"] > 10
+    assert summary["model"] == {"name": "small", "sha256": "0" * 64}
+    assert summary["link"] == {"crc_errors": 3}
+    assert summary["open_alerts"] == []
+    assert set(summary["latency_ms"]) == {"p50", "p90", "p99", "max"}
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 2.0, 3.333])
+def test_a_duration_is_of_signal_and_ends_with_its_block(fake_model: Callable[..., Model], seconds: float) -> None:
+    source, sink = Blocks(), Kept()
+    summary = Session(source, fake_model(), [sink], duration_s=seconds).run()
+    assert seconds * 500 <= summary["samples"] < seconds * 500 + 50
+    assert source.given == summary["samples"] / 50
+    assert sink.closed == 1
+
+
+def test_a_lost_link_closes_the_sinks_after_the_last_windows(fake_model: Callable[..., Model]) -> None:
+    sink = Kept()
+    # Two seconds are one window, which still waits for the filter when the link breaks.
+    session = Session(Blocks(2.0, breaks=True), fake_model(), [sink])
+    with pytest.raises(LinkLost):
+        session.run()
+    assert [event.event for event in sink.events] == ["quality"]
+    assert sink.closed == 1
+    assert session.summary()["windows"] == 1
+
+
+def test_progress_is_said_now_and_then(fake_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.session.REPORT_EVERY_S", 0.0)
+    lines: list[str] = []
+    Session(Blocks(5.0), fake_model(), [], say=lines.append).run()
+    assert len(lines) == 50
+    assert lines[-1].startswith("5 s of signal, ")
+    assert "25 samples lost, open: none" in lines[-1]
+
+
+def test_json_lines_are_flushed_at_once_and_the_stream_stays_open() -> None:
+    class Stream(io.StringIO):
+        flushed = 0
+
+        def flush(self) -> None:
+            self.flushed += 1
+
+    stream = Stream()
+    sink = JsonLines(stream)
+    events = [Event("link", float(n), {"name": "m", "sha256": "0"}, detail="x") for n in range(3)]
+    for n, event in enumerate(events, 1):
+        sink.write(event)
+        assert stream.flushed == n
+    sink.close()
+    assert not stream.closed
+    lines = stream.getvalue().splitlines()
+    assert [json.loads(line)["t_device_s"] for line in lines] == [0.0, 1.0, 2.0]
+
+
+def test_a_sink_is_stdout_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    open_sink("-").write(Event("link", 0.0, {}))
+    assert json.loads(capsys.readouterr().out)["event"] == "link"
+    with pytest.raises(SinkError, match="carrier-pigeon"):
+        open_sink("carrier-pigeon://coop")
+
+
+def test_percentiles() -> None:
+    assert percentiles_ms([]) == {}
+    assert percentiles_ms([float(n) for n in range(101)]) == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
+
+
+def test_a_file_is_replaced_whole_and_nothing_is_left_over(tmp_path: Path) -> None:
+    path = tmp_path / "stats.json"
+    for text in ("old", "new"):
+        write_atomically(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable[..., Model]) -> None:
+    class Beating(Blocks):
+        def blocks(self) -> Iterator[Block]:
+            for block in super().blocks():
+                ecg_mv = block.ecg_mv.copy()
+                ecg_mv[:, 0] = 1.0
+                yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)
+
+    summary: dict[str, Any] = Session(Beating(), fake_model([(2.0, -9.0)]), []).run()
+    assert summary["probability"] == {"MI": 0.8808, "CD": 0.0001}
+    assert summary["open_alerts"] == ["MI"]
