@@ -36,20 +36,13 @@ def compress(
     """
     from compress.pipeline import run_pipeline
     from compress.recipe import load_recipe
-    from train.cli import progress_bar, stepper
+    from train.cli import epoch_teller, progress_bar, stepper
     from train.presets import preset
     from train.trainer import Hooks
 
     loaded = load_recipe(recipe)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)
-
-        def show(row: dict[str, float]) -> None:
-            bar.console.print(
-                f"epoch {row['epoch']:>3}/{loaded.student.epochs}  validation macro-AUC {row['macro_auc']:.4f}, "
-                f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s"
-            )
-
         report = run_pipeline(
             checkpoint,
             loaded,
@@ -57,7 +50,7 @@ def compress(
             data,
             out,
             cache=cache,
-            hooks=Hooks(stepper(bar, task), show),
+            hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     for stage, row in report.stages.items():
@@ -82,7 +75,7 @@ def distill(
     from compress.distill import distill as run
     from compress.recipe import load_recipe
     from train.checkpoint import load_network
-    from train.cli import progress_bar, stepper
+    from train.cli import epoch_teller, progress_bar, stepper
     from train.dataset import load_ptbxl
     from train.presets import preset
     from train.trainer import Hooks
@@ -99,7 +92,7 @@ def distill(
             train_data,
             validation,
             out,
-            hooks=Hooks(stepper(bar, task)),
+            hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")

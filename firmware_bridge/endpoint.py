@@ -18,7 +18,6 @@ import struct
 import sys
 import termios
 import tty
-from types import TracebackType
 from typing import Protocol, Self
 
 from firmware_bridge.errors import LinkLost, PortError
@@ -98,9 +97,7 @@ class PtyEndpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
 
@@ -159,9 +156,7 @@ class TcpEndpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _connection(self) -> socket.socket:

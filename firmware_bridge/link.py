@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from types import TracebackType
 from typing import Self
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -98,9 +97,7 @@ class Link:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import m2jl as command
+
 ROOT = Path(__file__).parents[1]
 
 settings.register_profile("m2jlnet", deadline=None)
@@ -40,5 +42,23 @@ def m2jl() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             timeout=timeout_s,
         )
+
+    return run
+
+
+@pytest.fixture
+def m2jl_in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `m2jl ARGUMENTS` in this process; gives exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        monkeypatch.setattr(sys, "argv", ["m2jl", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
 
     return run

@@ -55,6 +55,19 @@ def stepper(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
     return step
 
 
+def epoch_teller(bar: Progress, epochs: int) -> Callable[[dict[str, float]], None]:
+    """What prints a line per epoch above the bar."""
+
+    def tell(row: dict[str, float]) -> None:
+        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in row.items() if k.startswith("loss_"))
+        bar.console.print(
+            f"epoch {row['epoch']:>3}/{epochs}  {losses}  validation macro-AUC {row['macro_auc']:.4f}, "
+            f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s"
+        )
+
+    return tell
+
+
 @app.command("train")
 def train(
     preset: Annotated[str | None, typer.Argument(help="What to train; see --list.", show_default=False)] = None,
@@ -116,14 +129,7 @@ def train(
         task = bar.add_task("training", total=None)
         objective = MultiTask(train_data.targets, contrastive=chosen.contrastive, temperature=chosen.temperature)
 
-        def show(row: dict[str, float]) -> None:
-            losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in row.items() if k.startswith("loss_"))
-            bar.console.print(
-                f"epoch {row['epoch']:>3}/{config.epochs}  {losses}  validation macro-AUC {row['macro_auc']:.4f}, "
-                f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s"
-            )
-
-        hooks = Hooks(stepper(bar, task), show)
+        hooks = Hooks(stepper(bar, task), epoch_teller(bar, config.epochs))
         try:
             result = fit(
                 net,
