@@ -34,7 +34,7 @@ def sample_path() -> Path:
 def m2jl() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the `m2jl` command in a process of its own."""
 
-    def run(*arguments: object, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "m2jl", *map(str, arguments)],
             cwd=ROOT,

@@ -207,7 +207,7 @@ def test_interrupt_reaches_blocks_that_wait(virtual: VirtualDevice) -> None:
         threading.Timer(0.1, device.interrupt).start()
         start_s = time.monotonic()
         assert list(device.blocks()) == []
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < 10.0
 
 
 def test_interrupt_reaches_a_start_that_waits(virtual: VirtualDevice) -> None:
@@ -218,7 +218,7 @@ def test_interrupt_reaches_a_start_that_waits(virtual: VirtualDevice) -> None:
         start_s = time.monotonic()
         device.start()
         assert list(device.blocks()) == []
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < 10.0
 
 
 def test_close_works_from_any_state(virtual: VirtualDevice) -> None:

@@ -125,7 +125,7 @@ def test_stop_works_while_nobody_reads(
         time.sleep(0.1)
         start_s = time.monotonic()
         assert not running.stop().finished
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < 10.0
 
 
 def test_endpoints_close_twice_and_need_a_free_port(endpoint: Endpoint) -> None:
