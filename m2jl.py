@@ -98,6 +98,9 @@ def main() -> None:
         compressing = any(COMMANDS.get(word) == "compress.cli" for word in sys.argv[1:2])
         extra = "compress" if compressing else EXTRAS[package]
         _fail(f'this needs {package}, which is not installed: pip install "m2jlnet[{extra}]"', 2)
+    except (OSError, MemoryError) as error:
+        # A disk that is full, a folder that is not there or not ours: named by the system, and nobody's bug.
+        _fail(f"{type(error).__name__}: {error}" if isinstance(error, MemoryError) else str(error), 2)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):

@@ -158,13 +158,13 @@ def verify(
     from compress.errors import CompressError
     from compress.recipe import load_recipe
     from compress.verify import check, compare
-    from runtime.model import Model
+    from runtime.model import Model, find_model
     from train.dataset import load_ptbxl
     from train.evaluate import onnx_logits
     from train.presets import preset
 
     gate = load_recipe(recipe).gate
-    models = [Model.load(path, threads=2) for path in (reference, candidate)]
+    models = [Model.load(find_model(path), threads=2) for path in (reference, candidate)]
     eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
     if eat_and_say[0] != eat_and_say[1]:
         raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")

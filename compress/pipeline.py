@@ -27,12 +27,12 @@ from compress.quantize import quantize, with_spec
 from compress.recipe import Recipe
 from compress.verify import Comparison, check, compare
 from runtime.bench import BenchConfig, bench
-from runtime.model import Model, read_model
+from runtime.model import Model, read_model, sigmoid
 from runtime.session import write_atomically
 from train.checkpoint import load_network
 from train.dataset import EcgData, load_ptbxl
 from train.evaluate import onnx_logits
-from train.metrics import best_thresholds, sigmoid
+from train.metrics import best_thresholds
 from train.presets import Preset
 from train.trainer import Hooks, predict
 
@@ -106,14 +106,18 @@ def run_pipeline(
     result = distill(teacher, recipe, train_data, validation, out / "student", hooks=hooks, say=say)
     student, _ = load_network(result.best)
     student_logits = predict(student, validation)
+    taught = compare(teacher_logits, student_logits, validation, student.spec)
     report.stages["distill"] = {
         "file": str(result.best),
         "parameters": student.spec.parameters,
         "macs": student.spec.macs,
         "epoch": result.best_epoch,
-        **compare(teacher_logits, student_logits, validation, student.spec).as_dict(),
+        **taught.as_dict(),
+        "passed": False,
     }
     try:
+        check(taught, "distill", recipe.gate)
+        report.stages["distill"]["passed"] = True
         _deploy(recipe, result.best, student_logits, train_data, validation, fold, out, report, say)
         report.passed = True
     except GateFailed as error:
@@ -143,6 +147,8 @@ def _deploy(
     """Export, quantize, verify each, and measure both files."""
     spec = load_network(checkpoint)[0].spec
     fp32, int8 = out / f"{recipe.name}-fp32.onnx", out / f"{recipe.name}-int8.onnx"
+    for path in (fp32, int8):
+        path.unlink(missing_ok=True)  # a model of an earlier run must not stand beside a report that says "failed"
 
     def verify(stage: str, path: Path, before: NDArray[np.float32]) -> NDArray[np.float32]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""

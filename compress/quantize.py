@@ -85,10 +85,12 @@ def quantize(
     """Quantize an exported model; give the spec that went into the file.
 
     Raises:
-        RecipeError: calibration lacks a label.
+        RecipeError: calibration lacks a label, or the source is quantized already.
         runtime.errors.ModelError: the source cannot be used.
     """
     file, spec = read_model(source)
+    if spec.precision != "fp32":
+        raise RecipeError(f"{source} is {spec.precision} already; quantization starts from float32")
     rows = choose_records(calibration, records, seed)
     signal_mv = calibration.signal_mv[rows]
     numbers = calibration.record[rows]

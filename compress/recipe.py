@@ -60,13 +60,16 @@ class Quantize(_Section):
 class Gate(_Section):
     """What a stage may cost at most, on the validation fold.
 
-    The macro limits hold for export and quantization; the label's so that no label pays for another one's gain.
+    The first four hold for export and quantization (the label's limit so that no label pays for another one's gain),
+    the last two for the student against its teacher.
     """
 
     max_export_error: Finite = 1e-3
     max_auc_drop: Finite = 0.003
     max_f1_drop: Finite = 0.005
     max_label_auc_drop: Finite = 0.01
+    max_distill_auc_drop: Finite = 0.01
+    max_distill_f1_drop: Finite = 0.02
 
 
 class Recipe(_Section):

@@ -16,7 +16,7 @@ def _firmware_bridge() -> None:
     """The serial side: emulated devices."""
 
 
-def _parse_speed(text: str) -> float:
+def parse_speed(text: str) -> float:
     """A factor over zero, or `max`."""
     try:
         speed = math.inf if text == "max" else float(text)
@@ -37,7 +37,7 @@ def emulate(
     host: Annotated[str, typer.Option(help="The address to listen on, with --tcp.")] = "127.0.0.1",
     speed: Annotated[
         float,
-        typer.Option(parser=_parse_speed, metavar="N|max", help="Times real time, or as fast as it is read."),
+        typer.Option(parser=parse_speed, metavar="N|max", help="Times real time, or as fast as it is read."),
     ] = 1.0,
     repeat: Annotated[int, typer.Option(min=1, help="Replay the record this many times, without a gap.")] = 1,
     autostart: Annotated[bool, typer.Option("--autostart", help="Stream without waiting for START.")] = False,

@@ -180,7 +180,7 @@ def bench(
     reports = {}
     for path in accuracy:
         report = read_accuracy(path)
-        if report["sha256"] not in specs:
+        if str(report["sha256"]) not in specs:
             raise OptionError(f"{path} is about another model: its sha256 is none of those given")
         reports[report.pop("sha256")] = report
     rows = []

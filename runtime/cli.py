@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from firmware_bridge.cli import parse_speed
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 NOT_A_DEVICE = "Decision support for research and development, not a medical device."
@@ -18,16 +20,6 @@ def _runtime() -> None:
     """What runs beside the patient."""
 
 
-def _speed(text: str) -> float:
-    try:
-        speed = float("inf") if text == "max" else float(text)
-    except ValueError:
-        speed = 0.0
-    if not speed > 0:
-        raise typer.BadParameter(f"{text!r} is neither a number over zero nor 'max'")
-    return speed
-
-
 @app.command("run")
 def run(
     source: Annotated[
@@ -37,7 +29,8 @@ def run(
     model: Annotated[str, typer.Option(help="An .onnx file, or the name of a shipped one.")] = DEFAULT,
     sink: Annotated[list[str] | None, typer.Option(help="Where events go; may be repeated. - is stdout.")] = None,
     speed: Annotated[
-        float, typer.Option(parser=_speed, metavar="N|max", help="For file://: times real time.", show_default="max")
+        float,
+        typer.Option(parser=parse_speed, metavar="N|max", help="For file://: times real time.", show_default="max"),
     ] = float("inf"),
     duration: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal.")
@@ -56,6 +49,7 @@ def run(
     import math
     import signal
 
+    from runtime.alerts import AlertPolicy
     from runtime.model import Model, find_model
     from runtime.session import Session, write_atomically
     from runtime.sinks import open_sink
@@ -77,14 +71,21 @@ def run(
         def say(line: str) -> None:
             typer.echo(f"m2jl: {line}", err=True)
 
-        say(f"{loaded.spec.name} on {source}: {', '.join(opened.leads)} at {opened.rate_hz:g} Hz. {NOT_A_DEVICE}")
         session = Session(opened, loaded, sinks, duration_s=duration, say=say)
+        say(f"{loaded.spec.name} on {source}: {', '.join(opened.leads)} at {opened.rate_hz:g} Hz. {NOT_A_DEVICE}")
         try:
             session.run()
         finally:
             result = session.summary()
             if stats is not None:
                 write_atomically(stats, json.dumps(result, indent=1) + "\n")
+            needed = AlertPolicy().k
+            if result["windows"] < needed:
+                length_s = loaded.spec.window_s + (needed - 1) * loaded.spec.hop_s
+                say(f"an alert takes {needed} windows, {length_s:g} s of unbroken signal: there was less")
+            if result["probability"]:
+                last = ", ".join(f"{label} {value:.2f}" for label, value in result["probability"].items())
+                say(f"last window: {last}")
             latency = result["latency_ms"]
             timing = f", latency p50 {latency['p50']} ms, p99 {latency['p99']} ms" if latency else ""
             say(
@@ -107,6 +108,8 @@ def demo(
     """
     import importlib.util
     import json
+    import signal
+    import sys
 
     from rich.console import Console
 
@@ -115,6 +118,9 @@ def demo(
 
     if importlib.util.find_spec("wfdb") is None:
         raise ModuleNotFoundError("wfdb", name="wfdb")
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))  # so that the two processes end with this one
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {picture.parent}", param_hint="--picture")
     path = find_model(model)
     _, spec = read_model(path)
     if as_json:

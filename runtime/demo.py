@@ -48,8 +48,34 @@ class DemoResult:
     sent: int
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "m2jl", *arguments]
+class _Process:
+    """One `m2jl` process: its stdout to read, its stderr in a file (an unread pipe would fill and stall it)."""
+
+    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
+        self._name, self._errors = name, folder / f"{name}.txt"
+        with self._errors.open("w") as errors:
+            # -P: the installed m2jl, not whatever lies in the current folder.
+            command = [sys.executable, "-P", "-m", "m2jl", *arguments]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert self._process.stdout is not None
+        self.stdout = self._process.stdout
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self._process.wait(TIMEOUT_S)
+
+    def end(self) -> None:
+        """End it now, if it has not ended; let go of what is held."""
+        self._process.kill()
+        self._process.wait()
+        self.stdout.close()
+
+    def failed(self) -> DemoError:
+        """What to raise, in the process's own last words."""
+        self.end()
+        lines = self._errors.read_text().strip().splitlines()
+        said = lines[-1] if lines else f"exit code {self._process.returncode}, without a word"
+        return DemoError(f"the {self._name} failed: {said}")
 
 
 def run_demo(
@@ -61,51 +87,31 @@ def run_demo(
         DemoError: a process failed, or what was received is not what was sent.
     """
     record = json.loads(SAMPLE.with_suffix(".json").read_text())
-    with tempfile.TemporaryDirectory(prefix="m2jl-demo-") as folder:
-        stats_file = Path(folder) / "stats.json"
-        emulator = subprocess.Popen(
-            _command("emulate", str(SAMPLE), "--speed", f"{speed:g}", "--repeat", str(repeat), "--json"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        monitor: subprocess.Popen[str] | None = None
+    events: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="m2jl-demo-") as name:
+        folder = Path(name)
+        stats_file = folder / "stats.json"
+        replay = ("emulate", str(SAMPLE), "--speed", f"{speed:g}", "--repeat", str(repeat), "--json")
+        emulator = _Process("emulator", folder, *replay)
+        monitor: _Process | None = None
         try:
-            assert emulator.stdout is not None
             first = emulator.stdout.readline()
             if not first:
-                raise DemoError(f"the emulator did not start: {_last_line(emulator)}")
+                raise emulator.failed()
             url = json.loads(first)["url"]
-            monitor = subprocess.Popen(
-                _command("run", "--source", url, "--model", model, "--stats", str(stats_file)),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            assert monitor.stdout is not None
-            events = []
+            monitor = _Process("monitor", folder, "run", "--source", url, "--model", model, "--stats", str(stats_file))
             for line in monitor.stdout:
                 events.append(json.loads(line))
                 on_event(events[-1])
-            if monitor.wait(TIMEOUT_S) != 0:
-                raise DemoError(f"the monitor failed: {_last_line(monitor)}")
-            if emulator.wait(TIMEOUT_S) != 0:
-                raise DemoError(f"the emulator failed: {_last_line(emulator)}")
+            for process in (monitor, emulator):
+                if process.wait() != 0:
+                    raise process.failed()
             sent = json.loads(emulator.stdout.read().splitlines()[-1])["samples_sent"]
         finally:
-            for process in (monitor, emulator):
-                if process is not None:
-                    process.kill()
-                    process.communicate()
+            for process in filter(None, (monitor, emulator)):
+                process.end()
         stats = json.loads(stats_file.read_text())
     if stats["samples"] + stats["samples_missing"] != sent:
         raise DemoError(f"{sent} samples were sent, {stats['samples']} received, {stats['samples_missing']} missed")
     found = tuple(dict.fromkeys(event["label"] for event in events if event["event"] == "onset"))
     return DemoResult(record, found, events, stats, sent)
-
-
-def _last_line(process: subprocess.Popen[str]) -> str:
-    process.kill()
-    _, errors = process.communicate()
-    lines = errors.strip().splitlines()
-    return lines[-1] if lines else f"exit code {process.returncode}, without a word"

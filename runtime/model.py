@@ -22,7 +22,11 @@ from runtime.spec import METADATA_KEY, ModelSpec
 Float32Array = NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "models"
-DEFAULT_MODEL = "m2jlnet-ptbxl-super-int8.onnx"
+
+
+def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Logits -> probabilities, without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
@@ -61,7 +65,6 @@ class Model:
 
     def __init__(self, spec: ModelSpec, sha256: str, backend: Backend) -> None:
         self.spec, self.sha256, self.backend = spec, sha256, backend
-        self.thresholds = np.asarray(spec.thresholds)
 
     @classmethod
     def load(cls, path: Path, *, threads: int = 1) -> Model:
@@ -79,5 +82,4 @@ class Model:
 
     def probabilities(self, ecg: Float32Array, spectrogram: Float32Array) -> NDArray[np.float64]:
         """The same, as probabilities."""
-        # tanh form: exp would overflow for a large negative logit.
-        return 0.5 * (1.0 + np.tanh(0.5 * self.logits(ecg, spectrogram).astype(np.float64)))
+        return sigmoid(self.logits(ecg, spectrogram))

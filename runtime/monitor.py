@@ -156,11 +156,13 @@ class Monitor:
 
     def _faults_of(self, window: Window, span: tuple[int, int]) -> dict[str, str]:
         """Fault per unusable lead: what the front end reported within the window, else what the signal shows."""
-        while self._flags and self._flags[0][1] <= span[0]:
+        # The filter reaches this much further than the window on either side.
+        reach = math.ceil(self._chain.delay_s * self.rate_hz)
+        while self._flags and self._flags[0][1] <= span[0] - reach:
             self._flags.popleft()
         faults = judge(window.signal_mv)
         for first, end, lead_off, saturated in self._flags:
-            if first < span[1] and end > span[0]:
+            if first < span[1] + reach and end > span[0] - reach:
                 for k in range(len(faults)):
                     faults[k] = "lead off" if lead_off[k] else faults[k] or ("saturated" if saturated[k] else "")
         return {lead: fault for lead, fault in zip(self.model.spec.leads, faults, strict=True) if fault}

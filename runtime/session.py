@@ -42,7 +42,8 @@ def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts
         "windows": stats.windows,
         "windows_unusable": stats.windows_unusable,
         "samples": stats.samples,
-        "samples_missing": stats.missing_samples,
+        # The link also knows of losses at the very end and before a restart, which no block tells of.
+        "samples_missing": link.get("samples_missing", stats.missing_samples),
         "latency_ms": percentiles_ms(list(stats.latency_ms)),
         "probability": {label: round(value, 4) for label, value in stats.probability.items()},
         "open_alerts": list(open_alerts),

@@ -43,5 +43,7 @@ def open_sink(url: str) -> Sink:
         SinkError: not known.
     """
     if url == "-":
+        if sys.stdout is None:
+            raise SinkError("sink - is stdout, which is closed")
         return JsonLines(sys.stdout)
     raise SinkError(f"sink {url!r} is not known; there is: - (JSON lines on stdout)")

@@ -302,3 +302,18 @@ def test_the_command_is_installed_under_its_name() -> None:
     result = subprocess.run([script, "--help"], capture_output=True, text=True, cwd=os.path.sep)
     assert result.returncode == 0
     assert "Example: m2jl demo" in result.stdout
+
+
+def test_what_the_system_refuses_is_one_line(here: Command, sample_path: Path, tmp_path: Path) -> None:
+    """A place that cannot be written: named by the system, no traceback."""
+    result = here("run", "--source", f"file://{sample_path}", "--stats", "/proc/m2jl.json")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("m2jl: error: ")
+
+
+def test_a_short_recording_says_why_nothing_was_found(here: Command, sample_path: Path) -> None:
+    result = here("run", "--source", f"file://{sample_path}")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "an alert takes 3 windows, 12 s of unbroken signal: there was less" in result.stderr
+    assert "last window: NORM " in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.progress import Progress, TaskID
+
+PLAIN_EVERY_S = 30.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -47,10 +50,17 @@ def progress_bar() -> Progress:
 
 
 def stepper(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
-    """What moves a task's bar, given the steps done and their total."""
+    """What moves a task's bar, given the steps done and their total; in a log file a line now and then."""
+
+    began_s = told_s = time.monotonic()
 
     def step(done: int, total: int) -> None:
+        nonlocal told_s
         bar.update(task, completed=done, total=total)
+        if bar.disable and time.monotonic() - told_s >= PLAIN_EVERY_S:
+            told_s = time.monotonic()
+            left_s = (told_s - began_s) / done * (total - done)
+            bar.console.print(f"{done} of {total}, {left_s / 60:.0f} min left", soft_wrap=True)
 
     return step
 
@@ -62,7 +72,8 @@ def epoch_teller(bar: Progress, epochs: int) -> Callable[[dict[str, float]], Non
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in row.items() if k.startswith("loss_"))
         bar.console.print(
             f"epoch {row['epoch']:>3}/{epochs}  {losses}  validation macro-AUC {row['macro_auc']:.4f}, "
-            f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s"
+            f"macro-F1 {row['macro_f1']:.4f}  {row['seconds']:.0f} s",
+            soft_wrap=True,
         )
 
     return tell
@@ -74,7 +85,9 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/PRESET")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the preset's.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**40, help="Instead of the preset's.", show_default=False)
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
@@ -150,7 +163,9 @@ def train(
                 hooks=hooks,
             )
         except KeyboardInterrupt:
-            bar.console.print(f"stopped; {folder} holds the last whole epoch, the same command goes on from it")
+            bar.console.print(
+                f"stopped; {folder} holds the last whole epoch if there was one; the same command goes on from it"
+            )
             raise typer.Exit(130) from None
     typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
 

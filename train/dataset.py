@@ -170,7 +170,10 @@ def load_ptbxl(
     rows = index["rows"]
     if not rows:
         raise DataError(f"{root}: none of the {len(entries)} recordings of these folds can be read")
-    signal = np.load(folder / "signal.npy", mmap_mode="r")
+    try:
+        signal = np.load(folder / "signal.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"the cache {folder} is damaged ({error}); delete it, and it is made anew") from error
     kept = [entries[k] for k in rows]
     return EcgData(
         record=np.asarray([entry.ecg_id for entry in kept], np.int64),

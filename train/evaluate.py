@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.chain import batch_windows
-from runtime.model import Model
+from runtime.model import Model, sigmoid
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_ptbxl
 from train.errors import DataError
-from train.metrics import Confusion, auc, bootstrap_interval, macro_auc, macro_f1, sigmoid
+from train.metrics import Confusion, auc, bootstrap_interval, macro_auc, macro_f1
 from train.ptbxl import FOLDS, SUPERCLASSES
 
 BATCH = 64

@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from runtime.model import sigmoid
+
 FloatArray = NDArray[np.floating]
 BoolArray = NDArray[np.bool_]
 
 SMOOTHING = 0.6  # logits; chosen by cross-validation within fold 9
 LOGIT_RANGE, LOGIT_STEP = 6.0, 0.02
-
-
-def sigmoid(logits: FloatArray) -> NDArray[np.float64]:
-    """Logits -> probabilities, without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
 
 
 def auc(y_true: BoolArray, y_prob: FloatArray) -> float:

@@ -24,13 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runtime.model import sigmoid
 from train import checkpoint
 from train.augment import augment
 from train.dataset import EcgData
 from train.errors import CheckpointError, DivergedError
 from train.frontend import FrontEnd
 from train.losses import Positives, supervised_contrastive
-from train.metrics import best_thresholds, macro_auc, macro_f1, sigmoid
+from train.metrics import best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, Output, count_macs, count_parameters
 
 WARM_UP = 0.3  # share of the steps in which the rate rises
@@ -246,6 +247,10 @@ def fit(
         DivergedError: the loss became infinite or NaN.
     """
     hooks = hooks or Hooks()
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
     run = _Run(net, config)
     front_end = FrontEnd(net.spec)
     header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **(info or {})}

@@ -20,11 +20,11 @@ from compress.pipeline import run_pipeline
 from compress.quantize import quantize
 from compress.recipe import Recipe, load_recipe
 from runtime.bench import BenchConfig
-from runtime.model import Model, read_model
+from runtime.model import Model, read_model, sigmoid
 from train import checkpoint
 from train.dataset import EcgData
 from train.evaluate import onnx_logits
-from train.metrics import best_thresholds, sigmoid
+from train.metrics import best_thresholds
 from train.model import NETS, NetConfig
 from train.presets import PRESETS
 from train.trainer import predict
@@ -41,6 +41,8 @@ records = 16
 [gate]
 max_auc_drop = 1.0
 max_label_auc_drop = 1.0
+max_distill_auc_drop = 1.0
+max_distill_f1_drop = 1.0
 max_f1_drop = 1.0
 """
 

@@ -116,6 +116,9 @@ def test_a_shift_of_all_logits_is_no_loss_of_the_task_but_is_one_of_parity(
         ({"auc_drop": np.array([0.009, -0.009, 0.0])}, "quantize", True),
         ({"auc_drop": np.array([0.011, -0.011, 0.0])}, "quantize", False),
         ({"f1_drop": np.array([0.0, 0.014, 0.0])}, "quantize", True),
+        ({"auc_drop": np.full(3, 0.009)}, "distill", True),
+        ({"auc_drop": np.full(3, 0.011)}, "distill", False),
+        ({"f1_drop": np.full(3, 0.021)}, "distill", False),
         ({"f1_drop": np.array([0.0, 0.016, 0.0])}, "quantize", False),
     ],
 )

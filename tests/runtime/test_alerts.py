@@ -78,7 +78,8 @@ def test_an_onset_has_k_of_the_last_n_usable_windows_since_the_offset(
     quiet_until_s = -math.inf
     is_open = False
     for n, (t_s, _, event) in enumerate(steps):
-        votes = [probability >= THRESHOLD for _, probability, _ in steps[since : n + 1]][-policy.n :]
+        recent = [(end_s, p >= THRESHOLD) for end_s, p, _ in steps[since : n + 1]][-policy.n :]
+        votes = [vote for end_s, vote in recent if t_s - end_s <= policy.memory_s]
         if event == "offset":
             since, is_open, quiet_until_s = n + 1, False, t_s + policy.refractory_s
         elif not is_open:
@@ -120,12 +121,29 @@ def test_an_open_alert_is_reported_as_often_as_asked(
             assert t_s - reported_s < policy.update_s
 
 
+def test_what_was_seen_before_a_long_gap_does_not_decide() -> None:
+    policy = AlertPolicy(k=3, n=5, release=3, memory_s=30.0)
+    steps = play(policy, [(HIGH, 2), (None, 40), (HIGH, 3), (LOW, 2), (None, 40), (LOW, 3)])
+    assert [(t_s, event) for t_s, _, event in steps if event] == [(45.0, "onset"), (90.0, "offset")]
+
+
+def test_a_restart_keeps_open_alerts_and_forgets_votes() -> None:
+    state = LabelState(THRESHOLD, AlertPolicy(k=3, n=5, release=2))
+    assert [state.step(HIGH, t_s) for t_s in (1.0, 2.0)] == [None, None]
+    state.restart_clock()
+    assert [state.step(HIGH, t_s) for t_s in (1.0, 2.0, 3.0)] == [None, None, "onset"]
+    assert state.step(LOW, 4.0) is None
+    state.restart_clock()
+    assert state.open
+    assert [state.step(LOW, t_s) for t_s in (1.0, 2.0)] == ["update", "offset"]
+
+
 def test_an_open_alert_survives_windows_that_cannot_be_judged() -> None:
     policy = AlertPolicy(release=5)
-    steps = play(policy, [(HIGH, 5), (LOW, 4), (None, 500), (MIDDLE, 3), (LOW, 4), (None, 50), (LOW, 1)])
+    steps = play(policy, [(HIGH, 5), (LOW, 4), (None, 500), (MIDDLE, 3), (LOW, 4), (None, 20), (LOW, 1)])
     events = [(t_s, event) for t_s, _, event in steps if event in ("onset", "offset")]
     # The run under the lower threshold is broken by MIDDLE, not by the gap after it.
-    assert events == [(3.0, "onset"), (567.0, "offset")]
+    assert events == [(3.0, "onset"), (537.0, "offset")]
 
 
 def test_hysteresis_holds_an_alert_that_a_single_threshold_would_toggle() -> None:

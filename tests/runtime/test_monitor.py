@@ -106,11 +106,11 @@ def test_a_lead_that_is_off_is_reported_and_not_classified(fake_model: Callable[
     bad, good = events
     assert bad.quality == {"ok": False, "faults": {"II": "lead off"}}
     assert good.quality == {"ok": True, "faults": {}}
-    # The first window that reaches past 4 s, and the first that begins at 5 s.
-    assert bad.window == (1250, 2250)
-    assert good.window == (2500, 3500)
-    assert monitor.stats.windows_unusable == 5
-    assert model.backend.calls == monitor.stats.windows - 5 == 12
+    # The filter reaches 0.18 s beyond a window: the one that ends at 4 s is touched, the one from 5 s too.
+    assert bad.window == (1000, 2000)
+    assert good.window == (2750, 3750)
+    assert monitor.stats.windows_unusable == 7
+    assert model.backend.calls == monitor.stats.windows - 7 == 10
 
 
 def test_a_lead_that_is_derived_is_as_bad_as_its_sources(fake_model: Callable[..., Model], spec: ModelSpec) -> None:

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.cli import DEFAULT
 from runtime.errors import ModelError
-from runtime.model import DEFAULT_MODEL, find_model, read_model
+from runtime.model import find_model, read_model
 from runtime.onnx_file import read_onnx
 
 Save = Callable[..., Path]
@@ -38,7 +39,7 @@ def external(tensor: TensorProto) -> TensorProto:
 
 
 def test_what_is_read_is_what_onnx_reads_of_the_shipped_model() -> None:
-    path = find_model(DEFAULT_MODEL)
+    path = find_model(DEFAULT)
     file, model = read_onnx(path), onnx.load(path)
     assert file.nodes == Counter(node.op_type for node in model.graph.node)
     assert file.opset == next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

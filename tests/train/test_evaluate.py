@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from runtime.model import sigmoid
 from train import checkpoint
 from train.dataset import EcgData, load_ptbxl
 from train.errors import DataError
 from train.evaluate import Scored, report, score
-from train.metrics import sigmoid
 from train.trainer import predict
 
 M2jl = Callable[..., tuple[int, str, str]]

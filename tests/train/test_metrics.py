@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, f1_curve, macro_auc, macro_f1, sigmoid
+from runtime.model import sigmoid
+from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, f1_curve, macro_auc, macro_f1
 
 
 def task(records: int = 300, labels: int = 4, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 import train.trainer
+from runtime.model import sigmoid
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData
 from train.errors import CheckpointError, DivergedError
 from train.frontend import FrontEnd
-from train.metrics import best_thresholds, macro_auc, macro_f1, sigmoid
+from train.metrics import best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
 from train.trainer import FitConfig, FitResult, Hooks, MultiTask, fit, one_cycle, predict, update_average
 
@@ -304,3 +305,24 @@ def test_the_two_tasks_add_up_and_the_second_can_be_left_out(train_data: EcgData
     double = MultiTask(train_data.targets, contrastive=0.5, temperature=0.1)(output, rows)
     assert double["contrast"].item() == pytest.approx(2 * parts["contrast"].item())
     assert list(MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)(output, rows)) == ["classify"]
+
+
+def test_the_auxiliary_head_is_trained_on_the_statements_and_is_no_part_of_what_is_deployed(
+    small: NetConfig, spec: ModelSpec, train_data: EcgData
+) -> None:
+    assert train_data.statements is not None
+    assert train_data.statements.shape == (len(train_data), 71)
+    torch.manual_seed(0)
+    net = M2JLNet(replace(small, auxiliary=71), spec).train()
+    ecg, spectrogram = FrontEnd(spec)(torch.from_numpy(np.array(train_data.signal_mv)))
+    output = net.forward_all(ecg, spectrogram)
+    assert output.auxiliary is not None
+    rows = torch.arange(len(train_data))
+    parts = MultiTask(
+        train_data.targets, contrastive=0.0, temperature=0.1, statements=train_data.statements, auxiliary=0.5
+    )(output, rows)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+        output.auxiliary, torch.from_numpy(train_data.statements)
+    )
+    torch.testing.assert_close(parts["auxiliary"], 0.5 * wanted)
+    assert count_parameters(net) == count_parameters(M2JLNet(small, spec))
