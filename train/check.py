@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import csv
 import hashlib
-import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -29,9 +28,14 @@ from train.datasets import CPSC_NUMBERS, DATA_SETS, SNOMED
 from train.errors import DataError
 from train.fetch import CHECKSUMS, parse_checksums, sha256_of
 from train.ptbxl import superclass_of
+from train.wfdb_files import (
+    SignalLine,
+    UnreadableError,
+    decode,
+    expected_bytes_of,
+    read_header,
+)
 
-# Bytes that one sample takes, by WFDB format; others are not checked for length.
-SAMPLE_BYTES = {"8": 1.0, "16": 2.0, "24": 3.0, "32": 4.0, "61": 2.0, "80": 1.0, "160": 2.0, "212": 1.5}
 NOT_A_SAMPLE = {"16": -(2**15), "24": -(2**23), "32": -(2**31), "80": -(2**7), "212": -(2**11)}
 
 # Annotation codes of MIT-BIH's beats and the words that carry no beat.
@@ -95,110 +99,6 @@ class Report:
         return {**asdict(self), "whole": self.whole}
 
 
-class _UnreadableError(Exception):
-    """Why a recording cannot be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Signal:
-    """One signal line of a header."""
-
-    file: str
-    format: str
-    per_frame: int
-    offset_bytes: int
-    checksum: int
-    lead: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What of a WFDB header decides the length of its files."""
-
-    frames: int
-    signals: tuple[_Signal, ...]
-    segments: tuple[str, ...]
-    comments: tuple[str, ...]
-
-    def files(self) -> dict[str, list[_Signal]]:
-        """Signal file -> the signals in it, in order."""
-        files: dict[str, list[_Signal]] = defaultdict(list)
-        for signal in self.signals:
-            files[signal.file].append(signal)
-        return files
-
-
-def _number(words: list[str], index: int) -> int:
-    try:
-        return int(words[index])
-    except (IndexError, ValueError):
-        return 0
-
-
-def read_header(path: Path) -> _Header:
-    """Read a WFDB header; raises `_UnreadableError` where it is none."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    comments = tuple(line[1:].strip() for line in lines if line.startswith("#"))
-    lines = [line for line in lines if line and not line.startswith("#")]
-    first = lines[0].split() if lines else []
-    if len(first) < 2 or not first[1].isdigit():
-        raise _UnreadableError("the header is empty or damaged")
-    frames, body = _number(first, 3), lines[1:]
-    if "/" in first[0]:
-        return _Header(frames, (), tuple(line.split()[0] for line in body), comments)
-    if len(body) < int(first[1]):
-        raise _UnreadableError(f"the header names {first[1]} signals and describes {len(body)}")
-    signals: list[_Signal] = []
-    for line in body[: int(first[1])]:
-        words = line.split()
-        found = re.fullmatch(r"(\d+)(?:x(\d+))?(?::\d+)?(?:\+(\d+))?", words[1]) if len(words) > 1 else None
-        if found is None:
-            raise _UnreadableError("a signal line of the header is damaged")
-        lead = " ".join(words[8:]) or str(len(signals) + 1)
-        per_frame, offset = int(found[2] or 1), int(found[3] or 0)
-        signals.append(_Signal(words[0], found[1], per_frame, offset, _number(words, 6) & 0xFFFF, lead))
-    return _Header(frames, tuple(signals), (), comments)
-
-
-def _expected_bytes(frames: int, signals: list[_Signal]) -> int:
-    sample_bytes = SAMPLE_BYTES.get(signals[0].format)
-    if sample_bytes is None:
-        return 1
-    samples = frames * sum(signal.per_frame for signal in signals)
-    return signals[0].offset_bytes + math.ceil(sample_bytes * samples)
-
-
-def _decode(path: Path, blob: NDArray[np.uint8], frames: int, signals: list[_Signal]) -> NDArray[np.int32] | None:
-    """(samples, signals) as stored; None for formats that are not decoded here."""
-    kind, width = signals[0].format, len(signals)
-    if any(signal.per_frame != 1 for signal in signals) or kind not in ("16", "212"):
-        return _decode_otherwise(path, width)
-    body = blob[signals[0].offset_bytes :]
-    count = frames * width if frames else int(body.size / SAMPLE_BYTES[kind]) // width * width
-    if kind == "16":
-        return body[: 2 * count].view("<i2").reshape(-1, width).astype(np.int32)
-    triples = np.zeros(3 * math.ceil(count / 2), np.int32)
-    taken = min(triples.size, body.size)
-    triples[:taken] = body[:taken]
-    low, middle, high = triples.reshape(-1, 3).T
-    pairs = np.stack((low | (middle & 0x0F) << 8, high | (middle & 0xF0) << 4), axis=1)
-    return ((pairs.reshape(-1)[:count] ^ 0x800) - 0x800).reshape(-1, width)
-
-
-def _decode_otherwise(record: Path, width: int) -> NDArray[np.int32] | None:
-    """Through wfdb; signals of several rates or in several files are only proved readable."""
-    import wfdb
-
-    try:
-        read = wfdb.rdrecord(str(record), physical=False, smooth_frames=False)
-    except Exception as error:
-        raise _UnreadableError(f"{type(error).__name__}: {error}") from error
-    signals = read.e_d_signal
-    if len(signals) != width or len({len(signal) for signal in signals}) != 1:
-        return None
-    return np.stack(signals, axis=1).astype(np.int32)
-
-
 class _Survey:
     """Goes through the recordings of a folder once and fills the report."""
 
@@ -216,9 +116,9 @@ class _Survey:
             elif f"{record}.mat" in self._files:
                 self._look_at_matlab(record)
             else:
-                raise _UnreadableError("it has no header")
+                raise UnreadableError("it has no header")
             self._report.records += 1
-        except _UnreadableError as error:
+        except UnreadableError as error:
             self._report.unreadable[record] = str(error)
         except OSError as error:
             self._report.unreadable[record] = f"cannot be read: {error.strerror}"
@@ -229,9 +129,9 @@ class _Survey:
         folder = record.rpartition("/")[0]
         for segment in header.segments:
             if segment != "~" and f"{folder}/{segment}.hea".lstrip("/") not in self._files:
-                raise _UnreadableError(f"its segment {segment} is not there")
+                raise UnreadableError(f"its segment {segment} is not there")
         blobs = {
-            file: self._map(f"{folder}/{file}".lstrip("/"), file, _expected_bytes(header.frames, signals))
+            file: self._map(f"{folder}/{file}".lstrip("/"), file, expected_bytes_of(header.frames, signals))
             for file, signals in header.files().items()
             if file != "~"  # a signal that is named only
         }
@@ -245,7 +145,7 @@ class _Survey:
         flat: list[str] = []
         for file, blob in blobs.items():
             signals = header.files()[file]
-            samples = _decode(self._root / record, blob, header.frames, signals)
+            samples = decode(self._root / record, blob, header.frames, signals)
             if samples is not None:
                 trusted = self.seen.get(f"{folder}/{file}".lstrip("/"), False)
                 flat += self._look_at_samples(record, samples, signals, trusted=trusted)
@@ -255,20 +155,20 @@ class _Survey:
         """The bytes of a signal file that is as long as its header says."""
         size = self._files.get(name)
         if size is None:
-            raise _UnreadableError(f"{file} is not there")
+            raise UnreadableError(f"{file} is not there")
         if size < expected_bytes:
-            raise _UnreadableError(f"{file} has {size:,} bytes, {expected_bytes:,} are needed")
+            raise UnreadableError(f"{file} has {size:,} bytes, {expected_bytes:,} are needed")
         return np.memmap(self._root / name, np.uint8, "r") if size else np.empty(0, np.uint8)
 
     def _look_at_samples(
-        self, record: str, samples: NDArray[np.int32], signals: list[_Signal], *, trusted: bool
+        self, record: str, samples: NDArray[np.int32], signals: list[SignalLine], *, trusted: bool
     ) -> list[str]:
         """The flat leads among the samples of one file."""
         sums = samples.sum(axis=0, dtype=np.int64) & 0xFFFF
         for signal, total in zip(signals, sums, strict=True):
             # Some publishers write 0 for "not computed"; and their own list of files outranks the header.
             if signal.checksum not in (0, int(total)) and not trusted:
-                raise _UnreadableError(f"the samples of {signal.lead} do not add up to the header's checksum")
+                raise UnreadableError(f"the samples of {signal.lead} do not add up to the header's checksum")
         mark = NOT_A_SAMPLE.get(signals[0].format)
         low, high = samples.min(axis=0, initial=2**31 - 1), samples.max(axis=0, initial=-(2**31))
         if mark is not None and (low == mark).any() and record not in self._report.not_numbers:
@@ -283,14 +183,14 @@ class _Survey:
         self._compare(name, digest)
         self._same[digest].append(record)
         if self._files[name] < 128:
-            raise _UnreadableError(f"{name} is truncated")
+            raise UnreadableError(f"{name} is truncated")
         if self._report.decoded:
             from scipy.io import loadmat
 
             try:
                 signal = np.asarray(loadmat(path)["ECG"]["data"][0, 0], dtype=np.float64)
             except Exception as error:
-                raise _UnreadableError(f"not a readable MATLAB recording: {error}") from error
+                raise UnreadableError(f"not a readable MATLAB recording: {error}") from error
             if not np.isfinite(signal).all():
                 self._report.not_numbers.append(record)
             flat = [str(k + 1) for k, lead in enumerate(signal) if lead.size == 0 or np.ptp(lead) == 0]
@@ -414,7 +314,7 @@ def _beat_counts(path: Path) -> Counter[str]:
         at += 1 + (2 if code == SKIP else (low + 1) // 2 if code == AUX else 0)
         last = code if code < SKIP else last
     if at >= len(words):
-        raise _UnreadableError(f"{path.name} is truncated")
+        raise UnreadableError(f"{path.name} is truncated")
     del counts[""]
     return counts
 
@@ -472,7 +372,7 @@ def _label_counts(kind: str, root: Path, plan: _Plan, survey: _Survey, report: R
                 counts += _beat_counts(root / f"{record}.atr")
             except FileNotFoundError:
                 report.missing.append(f"{record}.atr")
-            except (OSError, _UnreadableError) as error:
+            except (OSError, UnreadableError) as error:
                 report.unreadable[f"{record}.atr"] = str(error)
             continue
         if kind == "cpsc2018":

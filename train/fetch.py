@@ -7,55 +7,44 @@ A file grows as ``NAME.part`` and gets its name when its checksum is right, so a
 whole, and the same call goes on from what is there.  The checksum also decides whether an old part still fits; within
 one run the server's validators (ETag, Last-Modified) do so earlier.
 
-What goes wrong is one of three: `_DroppedError` is tried again, `_RefusedError` costs one file, and a `DataError` ends
+What goes wrong is one of three: `DroppedError` is tried again, `RefusedError` costs one file, and a `DataError` ends
 the run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import fcntl
 import hashlib
 import http.client
 import os
 import queue
-import random
 import re
 import shutil
-import socket
-import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
-from urllib.parse import quote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote, urlsplit
 
 from train.errors import DataError
+from train.http_client import (
+    Backoff,
+    Client,
+    DroppedError,
+    Patience,
+    RefusedError,
+    StoppedError,
+    blocks_of,
+    check_status,
+)
 
 CHECKSUMS = "SHA256SUMS.txt"
 MAX_LIST_BYTES = 64 << 20
-CHUNK_BYTES = 64 << 10
-MAX_REDIRECTS = 5
 MAX_REFUSED = 10  # files refused for good after which the rest is not tried
 POLL_S = 0.2
-
-Headers = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to bear with a network; `attempts` counts those in a row that brought nothing."""
-
-    attempts: int = 7
-    first_delay_s: float = 0.5
-    longest_delay_s: float = 30.0
-    longest_retry_after_s: float = 60.0
-    timeout_s: float = 30.0
 
 
 @dataclass(slots=True)
@@ -67,93 +56,6 @@ class Tally:
     files_done: int = 0
     files_kept: int = 0  # of those done, the ones that were there already
     bytes_received: int = 0
-
-
-class _DroppedError(Exception):
-    """The network or the server failed in a way that may pass."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class _RefusedError(Exception):
-    """This file cannot be had; others may."""
-
-
-class _StoppedError(Exception):
-    """Another thread ended the run."""
-
-
-class _Client:
-    """HTTP connections of one thread, kept open between requests; `interrupt` may come from any thread."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._connections: dict[tuple[str, str], http.client.HTTPConnection] = {}
-        self._socket: socket.socket | None = None
-
-    def get(self, url: str, headers: Headers) -> http.client.HTTPResponse:
-        """The response to a GET, with redirects followed; its body is still to be read."""
-        for _ in range(MAX_REDIRECTS):
-            with self.faults():
-                response = self._request(url, headers)
-                if response.status not in (301, 302, 303, 307, 308):
-                    return response
-                response.read()
-            target = urljoin(url, response.headers.get("Location", ""))
-            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-                raise _RefusedError(f"redirected to {target}, which is not encrypted")
-            url = target
-        raise _RefusedError(f"redirected more than {MAX_REDIRECTS} times")
-
-    @contextlib.contextmanager
-    def faults(self) -> Iterator[None]:
-        """Turn what a network does into `_DroppedError`; the connections are closed, as their state is unknown."""
-        try:
-            yield
-        except ssl.SSLCertVerificationError as error:
-            raise DataError(f"the server's certificate is not trusted: {error.verify_message}") from error
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise _DroppedError(reason or str(error) or type(error).__name__) from error
-
-    def close(self) -> None:
-        """Close all connections; the next request opens new ones."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
-
-    def interrupt(self) -> None:
-        """Wake the thread that waits for the network."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _request(self, url: str, headers: Headers) -> http.client.HTTPResponse:
-        parts = urlsplit(url)
-        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-        connection = self._connections.get((parts.scheme, parts.netloc))
-        if connection is None:
-            connection = self._connections[parts.scheme, parts.netloc] = self._connect(url, proxy)
-        target = url if proxy and parts.scheme == "http" else parts.path + (f"?{parts.query}" if parts.query else "")
-        connection.request(
-            "GET", target or "/", headers={"User-Agent": "m2jl-data", "Accept-Encoding": "identity", **headers}
-        )
-        self._socket = connection.sock
-        return connection.getresponse()
-
-    def _connect(self, url: str, proxy: str | None) -> http.client.HTTPConnection:
-        parts = urlsplit(url)
-        via = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
-        host, port = via.hostname or "", via.port
-        if parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
-        secure = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=ssl.create_default_context())
-        if proxy:
-            secure.set_tunnel(parts.hostname or "", parts.port or 443)
-        return secure
 
 
 class _Part:
@@ -188,65 +90,6 @@ class _Part:
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
-
-
-class _Backoff:
-    """Waits longer after each failure in a row, with jitter so that threads do not come back as one."""
-
-    def __init__(self, patience: Patience, stop: threading.Event) -> None:
-        self._patience, self._stop = patience, stop
-        self._failures = 0
-
-    def after(self, error: _DroppedError, *, progressed: bool = False) -> None:
-        """Wait before the next attempt, or raise `error` when it was the last."""
-        if self._stop.is_set():
-            raise _StoppedError
-        self._failures = 1 if progressed else self._failures + 1
-        patience = self._patience
-        if self._failures >= patience.attempts:
-            raise error
-        delay_s = min(patience.longest_delay_s, patience.first_delay_s * 2 ** (self._failures - 1))
-        delay_s *= random.uniform(0.5, 1.0)
-        if error.retry_after_s is not None:
-            delay_s = max(delay_s, min(error.retry_after_s, patience.longest_retry_after_s))
-        if self._stop.wait(delay_s):
-            raise _StoppedError
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds to wait, from either form of a Retry-After header; None where it says nothing that makes sense."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _check_status(response: http.client.HTTPResponse, client: _Client) -> None:
-    """Let 2xx pass; the body of anything else is not worth reading, so its connection is closed."""
-    if response.status in (200, 206):
-        return
-    client.close()
-    said = f"{response.status} {response.reason}".strip()
-    if response.status in (408, 425, 429) or response.status >= 500:
-        raise _DroppedError(said, _retry_after_s(response.headers.get("Retry-After")))
-    raise _RefusedError(said)
-
-
-def _blocks(response: http.client.HTTPResponse, client: _Client) -> Iterator[bytes]:
-    """The body as it comes in; `_DroppedError` when it ends before its announced length."""
-    while True:
-        with client.faults():
-            block = response.read1(CHUNK_BYTES)
-            if not block:
-                if response.length:
-                    raise http.client.IncompleteRead(b"", response.length)
-                response.read()  # tells the connection that it is free again
-                return
-        yield block
 
 
 def checked_base_url(url: str) -> str:
@@ -293,23 +136,23 @@ def fetch_checksums(base_url: str, patience: Patience | None = None) -> dict[str
     """
     url = checked_base_url(base_url) + CHECKSUMS
     patience = patience or replace(Patience(), attempts=3)  # nothing has begun yet: better to say so soon
-    client, backoff = _Client(patience.timeout_s), _Backoff(patience, threading.Event())
+    client, backoff = Client(patience.timeout_s), Backoff(patience, threading.Event())
     while True:
         try:
             response = client.get(url, {})
-            _check_status(response, client)
+            check_status(response, client)
             text = bytearray()
-            for block in _blocks(response, client):
+            for block in blocks_of(response, client):
                 text += block
                 if len(text) > MAX_LIST_BYTES:
                     raise DataError(f"{url}: longer than any list of checksums")
             return parse_checksums(text.decode("utf-8", "replace"), url)
-        except _DroppedError as error:
+        except DroppedError as error:
             try:
                 backoff.after(error)
-            except _DroppedError:
+            except DroppedError:
                 raise DataError(f"cannot reach {url}: {error}") from error
-        except _RefusedError as error:
+        except RefusedError as error:
             raise DataError(f"cannot fetch {url}: {error}") from error
         finally:
             client.close()
@@ -334,16 +177,16 @@ class _Run:
         self.stop = threading.Event()
         self.refused: dict[str, str] = {}
 
-    def work(self, client: _Client, expected_bytes: Callable[[str], int]) -> None:
+    def work(self, client: Client, expected_bytes: Callable[[str], int]) -> None:
         """Fetch files until none is left; what one thread runs."""
         try:
             while not self.stop.is_set() and len(self.refused) < MAX_REFUSED:
                 path = self._queue.get_nowait()
                 try:
                     self._fetch_one(client, path, _Share(self, expected_bytes(path)))
-                except _RefusedError as error:
+                except RefusedError as error:
                     self.refused[path] = str(error)
-                except _DroppedError as error:
+                except DroppedError as error:
                     raise DataError(
                         f"cannot fetch {self._base_url}{path}: {error}; the same command goes on from here"
                     ) from error
@@ -351,7 +194,7 @@ class _Run:
                     raise DataError(
                         f"cannot write {self._out / path}: {error.strerror}; the same command goes on from here"
                     ) from error
-        except (queue.Empty, _StoppedError):
+        except (queue.Empty, StoppedError):
             pass
         except BaseException:
             self.stop.set()
@@ -359,7 +202,7 @@ class _Run:
         finally:
             client.close()
 
-    def _fetch_one(self, client: _Client, path: str, share: _Share) -> None:
+    def _fetch_one(self, client: Client, path: str, share: _Share) -> None:
         target, expected = self._out / path, self._sums[path]
         if target.is_file() and sha256_of(target) == expected:
             share.done(kept=True)
@@ -371,7 +214,7 @@ class _Run:
                 if part.sha256() != expected:
                     try:
                         self._receive(client, self._base_url + quote(path), part, share)
-                    except _RefusedError:
+                    except RefusedError:
                         part_path.unlink()
                         raise
                 right = part.sha256() == expected
@@ -380,28 +223,28 @@ class _Run:
                 share.done()
                 return
             part_path.unlink()
-        raise _RefusedError("wrong checksum, twice")
+        raise RefusedError("wrong checksum, twice")
 
-    def _receive(self, client: _Client, url: str, part: _Part, share: _Share) -> None:
+    def _receive(self, client: Client, url: str, part: _Part, share: _Share) -> None:
         """Bring a part to its end, over as many connections as it takes."""
-        backoff = _Backoff(self._patience, self.stop)
+        backoff = Backoff(self._patience, self.stop)
         furthest = part.size_bytes
         while not self.stop.is_set():
             try:
                 response = self._open(client, url, part)
                 share.announce(response.length)
-                for block in _blocks(response, client):
+                for block in blocks_of(response, client):
                     part.append(block)
                     share.receive(len(block))
                     if self.stop.is_set():
-                        raise _StoppedError
+                        raise StoppedError
                 return
-            except _DroppedError as error:
+            except DroppedError as error:
                 backoff.after(error, progressed=part.size_bytes > furthest)
                 furthest = max(furthest, part.size_bytes)
-        raise _StoppedError
+        raise StoppedError
 
-    def _open(self, client: _Client, url: str, part: _Part) -> http.client.HTTPResponse:
+    def _open(self, client: Client, url: str, part: _Part) -> http.client.HTTPResponse:
         """Ask for what is missing; a server that sends all of it, or another piece, makes the part start anew."""
         headers = {"Range": f"bytes={part.size_bytes}-"} if part.size_bytes else {}
         if part.size_bytes and part.validator:
@@ -410,13 +253,13 @@ class _Run:
         if response.status == 416 and part.size_bytes:
             client.close()
             part.restart()
-            raise _DroppedError("what is there is longer than the file")
-        _check_status(response, client)
+            raise DroppedError("what is there is longer than the file")
+        check_status(response, client)
         begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if response.status == 206 and (begins is None or int(begins[1]) != part.size_bytes):
             client.close()
             part.restart()
-            raise _DroppedError("the server sent another range than was asked for")
+            raise DroppedError("the server sent another range than was asked for")
         if response.status == 200 and part.size_bytes:
             part.restart()
         etag = response.headers.get("ETag")
@@ -524,7 +367,7 @@ def fetch(
         except OSError as error:
             raise DataError(f"cannot write to {out}: {error.strerror}") from error
         run = _Run(sums, base_url, out, Tally(len(sums), sum(map(expected_bytes, sums))), patience)
-        clients = [_Client(patience.timeout_s) for _ in range(max(1, min(jobs, len(sums))))]
+        clients = [Client(patience.timeout_s) for _ in range(max(1, min(jobs, len(sums))))]
         with ThreadPoolExecutor(len(clients)) as pool:
             threads = [pool.submit(run.work, client, expected_bytes) for client in clients]
             try:

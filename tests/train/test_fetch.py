@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import train.fetch
+import train.http_client
 from train.datasets import DATA_SETS, find
 from train.errors import DataError
 from train.fetch import CHECKSUMS, Patience, Tally, fetch, fetch_checksums, parse_checksums
@@ -259,7 +260,7 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(site: Site, tmp_path: Path)
         part.append(b"x" * 100)
         part.validator = '"1"'
         run = train.fetch._Run({}, site.url, tmp_path, Tally(0, 0), QUICK)
-        client = train.fetch._Client(5.0)
+        client = train.http_client.Client(5.0)
         run._receive(client, site.url + "101.dat", part, train.fetch._Share(run, 0))
         client.close()
         assert part.sha256() == site.sums()["101.dat"]
@@ -289,10 +290,10 @@ def test_a_busy_server_is_asked_again_and_its_wish_is_kept_within_bounds(site: S
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert train.fetch._retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert train.fetch._retry_after_s("7") == 7.0
-    assert train.fetch._retry_after_s("soon") is None
-    assert train.fetch._retry_after_s(None) is None
+    assert train.http_client.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert train.http_client.retry_after_s("7") == 7.0
+    assert train.http_client.retry_after_s("soon") is None
+    assert train.http_client.retry_after_s(None) is None
 
 
 def test_a_server_that_stays_busy_ends_the_run(site: Site, tmp_path: Path) -> None:
