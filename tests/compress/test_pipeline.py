@@ -226,6 +226,7 @@ def test_the_command_ends_with_1_where_quantization_loses_the_model_and_the_repo
     assert fields["stages"]["export"]["passed"] is True
     assert fields["stages"]["quantize"]["passed"] is False
     assert fields["stages"]["quantize"]["macro_auc"] is None
+    assert not (again / "pupil-int8.onnx").exists(), "neither the failed model nor an earlier one bears the name"
 
 
 def test_the_command_tells_each_stage_and_where_the_report_is(

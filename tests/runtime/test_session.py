@@ -162,3 +162,11 @@ def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable
     summary: dict[str, Any] = Session(Beating(), fake_model([(2.0, -9.0)]), []).run()
     assert summary["probability"] == {"MI": 0.8808, "CD": 0.0001}
     assert summary["open_alerts"] == ["MI"]
+
+
+def test_what_the_link_lost_at_the_very_end_counts_too(fake_model: Callable[..., Model]) -> None:
+    class CutShort(Blocks):
+        def link_stats(self) -> dict[str, int]:
+            return {"samples_missing": 225}
+
+    assert Session(CutShort(), fake_model(), []).run()["samples_missing"] == 225
