@@ -8,9 +8,6 @@ are gone, and the exporter's notes on source files are removed from the nodes.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import warnings
 from pathlib import Path
@@ -18,6 +15,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from compress.quiet import quiet
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
 from train.model import M2JLNet
@@ -54,12 +52,8 @@ def to_onnx(net: M2JLNet) -> onnx.ModelProto:
         torch.zeros(2, len(spec.leads), spec.bins, spec.frames),
     )
     batch = torch.export.Dim("batch", min=1, max=65536)
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+    with warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter warns of its own internals, and of packages it could use
-        exporter.setLevel(logging.ERROR)
-        stack.callback(exporter.setLevel, level)
         program = torch.onnx.export(
             net.eval(),
             example,

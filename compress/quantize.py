@@ -8,10 +8,7 @@ folds, drawn so that every label is among them; which they were is kept in the f
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -25,6 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.errors import RecipeError
 from compress.export import save_with_spec
+from compress.quiet import quiet
 from runtime.chain import batch_windows
 from runtime.model import read_model
 from runtime.spec import ModelSpec
@@ -96,26 +94,20 @@ def quantize(
     numbers = calibration.record[rows]
     with tempfile.TemporaryDirectory(prefix="m2jl-") as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.ERROR)  # onnxruntime logs advice about itself to the root logger, and prints its progress
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-                quantize_static(
-                    str(prepared),
-                    str(quantized),
-                    _Reader(signal_mv, spec),
-                    quant_format=QuantFormat.QDQ,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    per_channel=True,
-                    calibrate_method=METHODS[method],
-                    # The head is a thousandth of the work; 8 bits for its logits would put all probabilities on a grid.
-                    nodes_to_exclude=_head(prepared),
-                )
-        finally:
-            root.setLevel(level)
+        with quiet(None):  # onnxruntime logs to the root logger, and prints its progress
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(quantized),
+                _Reader(signal_mv, spec),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                calibrate_method=METHODS[method],
+                # The head is a thousandth of the work; 8 bits for its logits would put all probabilities on a grid.
+                nodes_to_exclude=_head(prepared),
+            )
         model = onnx.load(str(quantized))
     result = spec.model_copy(
         update={

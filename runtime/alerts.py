@@ -75,7 +75,6 @@ class LabelState:
     def step(self, probability: float, t_s: float) -> EventKind | None:
         """Take the next usable window's probability, ending at device time `t_s`; say what changed."""
         if self._votes and t_s - self._votes[-1][0] > self._policy.memory_s:
-            self._votes.clear()
             self._quiet_windows = 0
         self._votes.append((t_s, probability >= self._threshold))
         if self.open:
