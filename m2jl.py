@@ -26,7 +26,7 @@ COMMANDS = {
     "emulate": "firmware_bridge.cli",
     "data": "train.data_cli",
     "train": "train.cli",
-    "evaluate": "train.cli",
+    "evaluate": "train.evaluate_cli",
     "compress": "compress.cli",
     "distill": "compress.cli",
     "export": "compress.cli",
@@ -41,6 +41,7 @@ EXTRAS = {
     "wfdb": "wfdb",
     "torch": "train",
     "safetensors": "train",
+    "lightning_fabric": "train",
     "onnx": "compress",
     "onnxscript": "compress",
 }

@@ -24,7 +24,7 @@ REPEATS = 30
 
 def main(model: str, data: str) -> None:
     """Print one line per width of the smoothing."""
-    scored = score(find_model(model), Path(data), fold=9)
+    scored = score(find_model(model), Path(data), [9])
     truth, probability = scored.data.targets.astype(bool), scored.probability
     for width in WIDTHS:
         generator = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def main(model: str, data: str) -> None:
                 thresholds.append(best_thresholds(truth[tune], probability[tune], width))
                 figures.append(macro_f1(truth[test], probability[test], thresholds[-1]))
         spread = np.std(thresholds, axis=0).mean()
-        print(f"smoothing {width:.1f} logits: macro-F1 {np.mean(figures):.4f}, thresholds vary by {spread:.3f}")  # noqa: T201
+        print(f"smoothing {width:.1f} logits: macro-F1 {np.mean(figures):.4f}, thresholds vary by {spread:.3f}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show
 RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of PTB-XL.", show_default=False)]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
+Noise = Annotated[
+    Path | None,
+    typer.Option(help="Folder of nstdb: mix its noise into a third of the student's recordings.", show_default=False),
+]
 PRESET = "ptbxl-super"
 
 
@@ -28,6 +32,7 @@ def compress(
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder for models and report.", show_default=False)],
     recipe: RecipeName = PRESET,
+    noise: Noise = None,
     cache: Cache = None,
 ) -> None:
     """Distil, export and quantize a trained network, proving each step; exit code 1 if accuracy falls too far.
@@ -49,6 +54,7 @@ def compress(
             preset(PRESET),
             data,
             out,
+            noise=noise,
             cache=cache,
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
@@ -66,6 +72,7 @@ def distill(
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
     recipe: RecipeName = PRESET,
+    noise: Noise = None,
     cache: Cache = None,
 ) -> None:
     """Teach the recipe's student only; run again to go on after an interruption.
@@ -76,7 +83,8 @@ def distill(
     from compress.recipe import load_recipe
     from train.checkpoint import load_network
     from train.cli import epoch_teller, progress_bar, stepper
-    from train.dataset import load_ptbxl
+    from train.dataset import load
+    from train.noise import load_noise
     from train.presets import preset
     from train.trainer import Hooks
 
@@ -84,14 +92,15 @@ def distill(
     net, _ = load_network(checkpoint)
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
-        train_data = load_ptbxl(data, net.spec, chosen.train_folds, cache=cache)
-        validation = load_ptbxl(data, net.spec, [chosen.validation_fold], cache=cache)
+        train_data = load(data, net.spec, chosen.train_folds, cache=cache)
+        validation = load(data, net.spec, [chosen.validation_fold], cache=cache)
         result = run(
             checkpoint,
             loaded,
             train_data,
             validation,
             out,
+            noise=None if noise is None else load_noise(noise, net.spec),
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
@@ -129,13 +138,13 @@ def quantize(
     from compress.quantize import METHODS
     from compress.quantize import quantize as run
     from runtime.model import read_model
-    from train.dataset import load_ptbxl
+    from train.dataset import load
     from train.presets import preset
 
     if method not in METHODS:
         raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}", param_hint="--method")
     _, spec = read_model(model)
-    calibration = load_ptbxl(data, spec, preset(PRESET).train_folds, cache=cache)
+    calibration = load(data, spec, preset(PRESET).train_folds, cache=cache)
     run(model, out, calibration, method=method, records=records)
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
 
@@ -159,7 +168,7 @@ def verify(
     from compress.recipe import load_recipe
     from compress.verify import check, compare
     from runtime.model import Model, find_model
-    from train.dataset import load_ptbxl
+    from train.dataset import load
     from train.evaluate import onnx_logits
     from train.presets import preset
 
@@ -168,7 +177,7 @@ def verify(
     eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
     if eat_and_say[0] != eat_and_say[1]:
         raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")
-    validation = load_ptbxl(data, models[0].spec, [preset(PRESET).validation_fold], cache=cache)
+    validation = load(data, models[0].spec, [preset(PRESET).validation_fold], cache=cache)
     logits = [onnx_logits(model, validation) for model in models]
     comparison = compare(logits[0], logits[1], validation, models[0].spec)
     if as_json:

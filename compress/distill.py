@@ -1,9 +1,4 @@
-"""Distillation: a small network learns the teacher's probabilities beside the labels.
-
-Soft targets follow Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), carried over to several
-labels: both sides' logits are divided by the temperature, each label is a binary cross-entropy, and the factor T²
-keeps the gradient's size.
-"""
+"""Distillation: a small network learns the teacher's probabilities beside the labels (`train.objectives`)."""
 
 from __future__ import annotations
 
@@ -17,50 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from compress.errors import RecipeError
 from compress.recipe import Recipe
 from runtime.spec import ModelSpec
+from train.augment import Augmentation
 from train.checkpoint import load_network
 from train.dataset import EcgData
-from train.model import NETS, M2JLNet, Output
-from train.trainer import FitConfig, FitResult, Hooks, MultiTask, fit, predict
+from train.model import NETS, M2JLNet
+from train.noise import NOISE_SHARE
+from train.objectives import Distillation, MultiTask
+from train.trainer import FitConfig, FitResult, Hooks, fit, predict
 
 TEMPERATURE_CONTRAST = 0.1
-
-
-class Distillation:
-    """Objective of a student: the teacher's softened word, the labels, and the contrastive task."""
-
-    def __init__(
-        self,
-        targets: NDArray[np.float32],
-        teacher_logits: NDArray[np.float32],
-        *,
-        temperature: float,
-        teacher_share: float,
-        contrastive: float,
-        statements: NDArray[np.float32] | None = None,
-        auxiliary: float = 0.0,
-    ) -> None:
-        self._tasks = MultiTask(
-            targets,
-            contrastive=contrastive,
-            temperature=TEMPERATURE_CONTRAST,
-            statements=statements,
-            auxiliary=auxiliary,
-        )
-        self._soft = torch.sigmoid(torch.from_numpy(teacher_logits) / temperature)
-        self._temperature, self._share = temperature, teacher_share
-
-    def __call__(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
-        """See `train.trainer.Objective`."""
-        soft = functional.binary_cross_entropy_with_logits(output.logits / self._temperature, self._soft[rows])
-        parts = self._tasks(output, rows)
-        labels = (1 - self._share) * parts.pop("classify")
-        return {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
 
 
 def student_network(recipe: Recipe, spec: ModelSpec, statements: int = 0) -> M2JLNet:
@@ -101,31 +65,34 @@ def distill(
     validation: EcgData,
     out: Path,
     *,
+    noise: NDArray[np.float32] | None = None,
     info: dict[str, Any] | None = None,
     hooks: Hooks | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> FitResult:
     """Teach a student, or go on where `out` left off.
 
+    Args:
+        noise: (channels, samples) mV of recorded noise; a share of the recordings (`NOISE_SHARE`) gets some, while
+            the teacher's word stays that of the clean recording.
+
     Raises:
         RecipeError: the recipe's student is unknown.
         train.errors.CheckpointError: the teacher cannot be read, or `out` holds another run.
     """
     net, _ = load_network(teacher)
-    statements = 0 if train.statements is None else train.statements.shape[1]
-    student = student_network(recipe, net.spec, statements)
+    student = student_network(recipe, net.spec, train.statements.shape[1])
     say("the teacher's logits")
     logits = teacher_logits(teacher, train, out)
     how = recipe.distill
-    objective = Distillation(
+    tasks = MultiTask(
         train.targets,
-        logits,
-        temperature=how.temperature,
-        teacher_share=how.teacher_share,
         contrastive=how.contrastive,
+        temperature=TEMPERATURE_CONTRAST,
         statements=train.statements,
         auxiliary=how.auxiliary,
     )
+    objective = Distillation(tasks, logits, temperature=how.temperature, teacher_share=how.teacher_share)
     say("distilling")
     config = FitConfig(
         epochs=recipe.student.epochs,
@@ -133,6 +100,7 @@ def distill(
         peak_rate=recipe.student.peak_rate,
         weight_decay=recipe.student.weight_decay,
         seed=recipe.student.seed,
+        augmentation=Augmentation(noise=0.0 if noise is None else NOISE_SHARE),
     )
     header = {
         "teacher_sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
@@ -140,4 +108,4 @@ def distill(
         "records": len(train),
         **(info or {}),
     }
-    return fit(student, train, validation, objective, config, out, info=header, hooks=hooks)
+    return fit(student, train, validation, objective, config, out, info=header, hooks=hooks, noise=noise)

@@ -30,9 +30,10 @@ from runtime.bench import BenchConfig, bench
 from runtime.model import Model, read_model, sigmoid
 from runtime.session import write_atomically
 from train.checkpoint import load_network
-from train.dataset import EcgData, load_ptbxl
+from train.dataset import EcgData, load
 from train.evaluate import onnx_logits
 from train.metrics import best_thresholds
+from train.noise import load_noise
 from train.presets import Preset
 from train.trainer import Hooks, predict
 
@@ -84,11 +85,15 @@ def run_pipeline(
     data: Path,
     out: Path,
     *,
+    noise: Path | None = None,
     cache: Path | None = None,
     hooks: Hooks | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
     """Run all stages; distillation goes on where it left off, the rest takes minutes and is run anew.
+
+    Args:
+        noise: folder of the noise stress test, to be mixed into a share of the student's recordings.
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
@@ -96,14 +101,15 @@ def run_pipeline(
     """
     net, _ = load_network(teacher)
     student_network(recipe, net.spec)  # an unknown one is better refused before an hour of work
+    recorded = None if noise is None else load_noise(noise, net.spec)
     fold = preset.validation_fold
     say("recordings")
-    train_data = load_ptbxl(data, net.spec, preset.train_folds, cache=cache)
-    validation = load_ptbxl(data, net.spec, [fold], cache=cache)
+    train_data = load(data, net.spec, preset.train_folds, cache=cache)
+    validation = load(data, net.spec, [fold], cache=cache)
     report = Report(recipe.model_dump(), str(teacher), f"PTB-XL fold {fold}, {len(validation)} records")
     teacher_logits = predict(net, validation)
     report.stages["teacher"] = {"file": str(teacher), "parameters": net.spec.parameters, "macs": net.spec.macs}
-    result = distill(teacher, recipe, train_data, validation, out / "student", hooks=hooks, say=say)
+    result = distill(teacher, recipe, train_data, validation, out / "student", noise=recorded, hooks=hooks, say=say)
     student, _ = load_network(result.best)
     student_logits = predict(student, validation)
     taught = compare(teacher_logits, student_logits, validation, student.spec)

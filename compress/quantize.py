@@ -90,7 +90,8 @@ def quantize(
     if spec.precision != "fp32":
         raise RecipeError(f"{source} is {spec.precision} already; quantization starts from float32")
     rows = choose_records(calibration, records, seed)
-    signal_mv = calibration.signal_mv[rows]
+    # One window from the middle of each: at its ends a recording may show how the electrodes were put on.
+    signal_mv = calibration.windows(rows, np.maximum(calibration.length[rows] - calibration.window_samples, 0) // 2)
     numbers = calibration.record[rows]
     with tempfile.TemporaryDirectory(prefix="m2jl-") as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"

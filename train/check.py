@@ -10,13 +10,11 @@ file; the few other formats go through wfdb.
 
 from __future__ import annotations
 
-import ast
-import csv
 import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.cinc2017 import CLASS_OF, REFERENCES
+from train.cpsc2018 import diagnosis_codes, read_matlab
 from train.datasets import CPSC_NUMBERS, DATA_SETS, SNOMED
 from train.errors import DataError
 from train.fetch import CHECKSUMS, parse_checksums, sha256_of
-from train.ptbxl import superclass_of
+from train.noise import RECORDS
+from train.ptbxl import COLUMN_OF_RATE, DATABASE, entries
+from train.table import csv_rows
 from train.wfdb_files import (
     SignalLine,
     UnreadableError,
@@ -185,12 +187,7 @@ class _Survey:
         if self._files[name] < 128:
             raise UnreadableError(f"{name} is truncated")
         if self._report.decoded:
-            from scipy.io import loadmat
-
-            try:
-                signal = np.asarray(loadmat(path)["ECG"]["data"][0, 0], dtype=np.float64)
-            except Exception as error:
-                raise UnreadableError(f"not a readable MATLAB recording: {error}") from error
+            signal = read_matlab(path)
             if not np.isfinite(signal).all():
                 self._report.not_numbers.append(record)
             flat = [str(k + 1) for k, lead in enumerate(signal) if lead.size == 0 or np.ptp(lead) == 0]
@@ -246,31 +243,17 @@ def _files_under(root: Path) -> dict[str, int]:
     return files
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def _table(root: Path, files: dict[str, int], *names: str) -> dict[str, list[str]]:
-    """Record's own name -> its labels, of the first of the tables that is there."""
-    found = [path for name in names for path in sorted(files) if path.rpartition("/")[2] == name]
-    for path in found[:1]:
-        try:
-            with (root / path).open(newline="", encoding="utf-8-sig") as file:
-                return {row[0]: [label for label in row[1:] if label] for row in csv.reader(file) if row}
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"cannot read {root / path}: {error}") from error
-    return {}
+def _table(root: Path, files: dict[str, int]) -> dict[str, list[str]]:
+    """Record's own name -> its labels, of the first of the lists that is there."""
+    found = [path for name in REFERENCES for path in sorted(files) if path.rpartition("/")[2] == name]
+    return {row[0]: [label for label in row[1:] if label] for path in found[:1] for row in csv_rows(root / path)}
 
 
 def _recognise(root: Path, files: dict[str, int], table: dict[str, list[str]]) -> str:
     """Name of the data set in a folder; "cpsc2018-matlab" for CPSC2018 in its publisher's own form."""
-    if "ptbxl_database.csv" in files:
+    if DATABASE in files:
         return "ptb-xl"
-    deeper = next((path for path in files if path.endswith("/ptbxl_database.csv")), None)
+    deeper = next((path for path in files if path.endswith(f"/{DATABASE}")), None)
     if deeper:
         raise DataError(f"PTB-XL lies in {root / deeper.rpartition('/')[0]}: name that folder")
     headers = [path for path in files if path.endswith(".hea")]
@@ -284,6 +267,8 @@ def _recognise(root: Path, files: dict[str, int], table: dict[str, list[str]]) -
     if stems and all(re.fullmatch(r"(x_)?[12]\d\d", stem) for stem in stems):
         beats = any(path.endswith(".atr") for path in files)
         return "mitdb" if beats else "wfdb"
+    if set(stems) == set(RECORDS):
+        return "nstdb"
     if not stems:
         raise DataError(f"{root} holds no data set: no table of PTB-XL, no WFDB header, no table of CPSC2018")
     return "wfdb"
@@ -330,19 +315,12 @@ class _Plan:
 
 
 def _plan_ptbxl(root: Path, files: dict[str, int], rate_hz: int | None) -> _Plan:
-    superclass = superclass_of(root)
     plan = _Plan([], set())
-    rates = {100: "filename_lr", 500: "filename_hr"}
-    there = [rate for rate in rates if any(path.startswith(f"records{rate}/") for path in files)]
-    columns = [rates[rate] for rate in ([rate_hz] if rate_hz else there or [100])]
-    for number, row in enumerate(_rows(root / "ptbxl_database.csv"), start=2):
-        try:
-            labels = sorted({superclass[code] for code in ast.literal_eval(row["scp_codes"]) if code in superclass})
-            for column in columns:
-                plan.labels[row[column]] = labels
-                plan.folds[row[column]] = int(row["strat_fold"])
-        except (KeyError, ValueError, SyntaxError, TypeError) as error:
-            raise DataError(f"{root / 'ptbxl_database.csv'}, line {number}: {error!r}") from error
+    there = [rate for rate in COLUMN_OF_RATE if any(path.startswith(f"records{rate}/") for path in files)]
+    for entry in entries(root):
+        for rate in [rate_hz] if rate_hz else there or [100]:
+            plan.labels[entry.files[rate]] = sorted(entry.superclasses)
+            plan.folds[entry.files[rate]] = entry.fold
     plan.named = set(plan.labels)
     plan.records = [name for name in plan.labels if f"{name}.hea" in files or f"{name}.dat" in files]
     return plan
@@ -376,10 +354,11 @@ def _label_counts(kind: str, root: Path, plan: _Plan, survey: _Survey, report: R
                 report.unreadable[f"{record}.atr"] = str(error)
             continue
         if kind == "cpsc2018":
-            said = next((line[3:] for line in survey.comments[record] if line.startswith("Dx:")), "")
-            labels = [SNOMED.get(code, code) for code in said.replace(" ", "").split(",") if code]
+            labels = [SNOMED.get(code, code) for code in diagnosis_codes(survey.comments[record]) or []]
         elif kind == "cpsc2018-matlab":
             labels = [CPSC_NUMBERS.get(int(label), label) if label.isdigit() else label for label in labels or []]
+        elif kind == "cinc2017" and labels:
+            labels = [CLASS_OF.get(label, label) for label in labels]
         if labels is not None:
             counts.update(labels or ["none"])
     return counts
@@ -405,7 +384,7 @@ def check(
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
     files = _files_under(root)
-    table = _table(root, files, "REFERENCE-v3.csv", "REFERENCE.csv")
+    table = _table(root, files)
     kind = _recognise(root, files, table)
     digests = {}
     if CHECKSUMS in files:

@@ -28,6 +28,22 @@ from train.model import M2JLNet, NetConfig
 INFO_KEY = "m2jl.checkpoint"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside, then put it in its place.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
 def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Write a checkpoint and its readable JSON; an interrupted call leaves the previous one whole."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -37,12 +53,11 @@ def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {INFO_KEY: text})
         partial.chmod(0o644)  # safetensors writes for its owner only
         os.replace(partial, path)
-        partial.write_text(text + "\n")
-        os.replace(partial, path.with_suffix(".json"))
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise CheckpointError(f"cannot write {path}: {error}") from error
+    write_text(path.with_suffix(".json"), text + "\n")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

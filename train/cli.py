@@ -1,10 +1,10 @@
-"""`m2jl train` and `m2jl evaluate`: options, progress and printing; the work is in the other modules."""
+"""`m2jl train`: options, progress and printing; the work is in the other modules."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 30.0
 
+Device = Literal["auto", "cpu", "cuda"]  # as in `train.trainer`, which is too heavy to import for --help
+Precision = Literal["auto", "32", "bf16"]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
 def _train() -> None:
-    """Training and evaluation."""
+    """Training."""
 
 
-def progress_bar() -> Progress:
-    """A bar on stderr with the share done, the time gone by and the time left; in a log file only what is printed."""
+def progress_bar(*, shown: bool = True) -> Progress:
+    """A bar on stderr with the share done, the time gone by and the time left; in a log file only what is printed.
+
+    Nothing at all is shown by processes other than the first.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -35,7 +41,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not shown)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -84,10 +90,39 @@ def train(
     preset: Annotated[str | None, typer.Argument(help="What to train; see --list.", show_default=False)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/PRESET")] = None,
+    net: Annotated[
+        str | None, typer.Option(help="Member of the family instead of the preset's.", show_default=False)
+    ] = None,
+    leads: Annotated[
+        str | None, typer.Option(help="Leads instead of the preset's, such as I,II,V1.", show_default=False)
+    ] = None,
+    rate_hz: Annotated[
+        float | None, typer.Option(help="Sampling rate that the model is to see.", show_default=False)
+    ] = None,
+    window_s: Annotated[float | None, typer.Option(help="Length of the model's window.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.", show_default=False)] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Recordings a step, over all processes.", show_default=False)
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**40, help="Instead of the preset's.", show_default=False)
     ] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after so many epochs without a better macro-AUC; 0 for never.")
+    ] = 0,
+    noise: Annotated[
+        Path | None,
+        typer.Option(help="Folder of nstdb: mix its noise into a third of the recordings.", show_default=False),
+    ] = None,
+    cross_fit: Annotated[
+        int,
+        typer.Option(min=0, help="Networks per training fold that give second opinions on its labels; 0 for none."),
+    ] = 0,
+    held: Annotated[
+        Path | None, typer.Option(help="Folder of these networks, shared between seeds.", show_default="OUT/held")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it, float32 elsewhere.")] = "auto",
     cache: Annotated[
         Path | None,
         typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
@@ -97,6 +132,8 @@ def train(
     """Train a network, saving every epoch; run the same command again to go on after an interruption.
 
     Example: m2jl train ptbxl-super --data ptb-xl --out runs/teacher
+
+    Several processes or GPUs: torchrun --nproc-per-node 2 --no-python m2jl train ptbxl-super --data ptb-xl
     """
     if list_presets:
         _list()
@@ -107,67 +144,61 @@ def train(
         raise typer.BadParameter("name the data set's folder", param_hint="--data")
     from dataclasses import replace
 
-    import torch
+    from train.model import count_macs, count_parameters
+    from train.noise import NOISE_SHARE
+    from train.presets import customised
+    from train.task import cross_fit as second_opinions
+    from train.task import load_task
+    from train.task import train as run
+    from train.trainer import Hooks, make_fabric
 
-    from train.dataset import load_ptbxl
-    from train.model import M2JLNet, count_macs, count_parameters
-    from train.presets import preset as find_preset
-    from train.trainer import Hooks, MultiTask, fit
-
-    chosen = find_preset(preset)
-    config = replace(chosen.fit, epochs=epochs or chosen.fit.epochs, seed=chosen.fit.seed if seed is None else seed)
+    chosen = customised(
+        preset,
+        net=net,
+        spec={
+            "leads": None if leads is None else tuple(lead.strip() for lead in leads.split(",")),
+            "rate_hz": rate_hz,
+            "window_s": window_s,
+        },
+        fit={"epochs": epochs, "batch": batch, "seed": seed, "patience": patience},
+        noise=NOISE_SHARE if noise is not None else 0.0,
+    )
     folder = out or Path("runs") / preset
-    with progress_bar() as bar:
-        sets = []
-        for name, folds in (("training", chosen.train_folds), ("validation", (chosen.validation_fold,))):
-            task = bar.add_task(f"{name} recordings", total=None)
-            sets.append(
-                load_ptbxl(
-                    data,
-                    chosen.spec,
-                    folds,
-                    cache=cache,
-                    progress=stepper(bar, task),
-                )
-            )
-            bar.remove_task(task)
-        train_data, validation_data = sets
-        torch.manual_seed(config.seed)
-        net = M2JLNet(chosen.config, chosen.spec)
-        bar.console.print(
-            f"{preset}: {len(train_data)} recordings to train on, {len(validation_data)} to choose on, "
-            f"{train_data.without_files} named without files; {chosen.net}, {count_parameters(net):,} parameters, "
-            f"{count_macs(net) / 1e6:.0f} MMAC"
-        )
-        task = bar.add_task("training", total=None)
-        objective = MultiTask(train_data.targets, contrastive=chosen.contrastive, temperature=chosen.temperature)
+    fabric = make_fabric(precision, device)
+    fabric.launch()
+    with progress_bar(shown=fabric.is_global_zero) as bar:
+        task = bar.add_task("recordings", total=None)
 
-        hooks = Hooks(stepper(bar, task), epoch_teller(bar, config.epochs))
+        def say(what: str) -> None:
+            bar.reset(task, description=what, total=None)
+
+        loaded = load_task(chosen, data, noise=noise, cache=cache, say=say, progress=stepper(bar, task))
+        network = loaded.network(chosen.fit.seed)
+        bar.console.print(
+            f"{preset}: {len(loaded.train)} recordings to train on, {len(loaded.validation)} to choose on, "
+            f"{loaded.train.without_files} named without files; {chosen.net}, {count_parameters(network):,} "
+            f"parameters, {count_macs(network) / 1e6:.0f} MMAC, on {fabric.device}",
+            soft_wrap=True,
+        )
+        hooks = Hooks(stepper(bar, task), epoch_teller(bar, chosen.fit.epochs))
         try:
-            result = fit(
-                net,
-                train_data,
-                validation_data,
-                objective,
-                config,
-                folder,
-                info={
-                    "preset": preset,
-                    "net_name": chosen.net,
-                    "contrastive": chosen.contrastive,
-                    "temperature": chosen.temperature,
-                    "train_folds": list(chosen.train_folds),
-                    "validation_fold": chosen.validation_fold,
-                    "records": len(train_data),
-                },
-                hooks=hooks,
-            )
+            opinions = None
+            if cross_fit:
+                opinions = second_opinions(
+                    loaded, held or folder / "held", repeats=cross_fit, fabric=fabric, hooks=hooks, say=say
+                )
+            say("training")
+            # The bar starts anew, so that the time left is that of this network.
+            hooks = replace(hooks, on_step=stepper(bar, task))
+            result = run(loaded, folder, opinions=opinions, fabric=fabric, hooks=hooks)
         except KeyboardInterrupt:
             bar.console.print(
-                f"stopped; {folder} holds the last whole epoch if there was one; the same command goes on from it"
+                f"stopped; {folder} holds the last whole epoch if there was one; the same command goes on from it",
+                soft_wrap=True,
             )
             raise typer.Exit(130) from None
-    typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
+    if fabric.is_global_zero:
+        typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
 
 
 def _list() -> None:
@@ -187,66 +218,6 @@ def _list() -> None:
     for name, config in NETS.items():
         net = M2JLNet(config, spec)
         size = count_parameters(net)
-        nets.add_row(name, f"{size:,}", f"{count_macs(net) / 1e6:.1f}", f"{4 * size / 1024:.0f}", f"{size / 1024:.0f}")
+        kilobytes = (f"{bytes_each * size / 1024:.0f}" for bytes_each in (4, 1))
+        nets.add_row(name, f"{size:,}", f"{count_macs(net) / 1e6:.1f}", *kilobytes)
     console.print(nets)
-
-
-@app.command("evaluate")
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A .safetensors checkpoint, an .onnx file, or a shipped one.", show_default=False)
-    ],
-    data: Annotated[Path, typer.Option(help="Folder of PTB-XL.", show_default=False)],
-    fold: Annotated[int, typer.Option(help="Official fold to score.")] = 10,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Keep record, y_true and y_prob in this .npz file.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score a model on one fold of PTB-XL at the thresholds shipped in it, with 95 % bootstrap intervals.
-
-    Example: m2jl evaluate m2jlnet-ptbxl-super-int8 --data ptb-xl --fold 10
-    """
-    import json
-
-    import numpy as np
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from runtime.model import find_model
-    from train.errors import DataError
-    from train.evaluate import report, score
-
-    path = find_model(model)
-    with progress_bar() as bar:
-        task = bar.add_task(f"fold {fold}", total=None)
-        scored = score(path, data, fold, cache=cache, progress=stepper(bar, task))
-        bar.update(task, description="intervals", total=None)
-        figures = report(path, scored, fold)
-    if predictions is not None:
-        try:
-            with predictions.open("wb") as file:
-                np.savez(file, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
-        except OSError as error:
-            raise DataError(f"cannot write {predictions}: {error.strerror}") from error
-    if as_json:
-        typer.echo(json.dumps(figures))
-        return
-    ci = figures["ci95"]
-    typer.echo(f"{path.name} on {figures['data']}, fold {fold}: {figures['records']} records", nl=False)
-    typer.echo(f" (thresholds from {figures['thresholds_from'] or 'an unknown set'})")
-    typer.echo(f"macro-AUC {figures['macro_auc']:.4f} [{ci['macro_auc'][0]:.4f}, {ci['macro_auc'][1]:.4f}]")
-    typer.echo(f"macro-F1  {figures['macro_f1']:.4f} [{ci['macro_f1'][0]:.4f}, {ci['macro_f1'][1]:.4f}]")
-    typer.echo(f"micro-F1  {figures['micro_f1']:.4f}")
-    columns = ("auc", "f1", "sensitivity", "specificity", "ppv", "threshold")
-    table = Table("label", "AUC", "F1", "sens.", "spec.", "PPV", "threshold", "positives", box=SIMPLE_HEAD)
-    for label, row in figures["per_label"].items():
-        table.add_row(
-            label, *("-" if row[column] is None else f"{row[column]:.3f}" for column in columns), str(row["positives"])
-        )
-    Console().print(table)

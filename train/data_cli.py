@@ -76,7 +76,7 @@ def _tally_shown() -> Iterator[Callable[[Tally], None]]:
 @data.command("get")
 def get(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="ptb-xl, cpsc2018, cinc2017 or mitdb.", show_default=False)
+        str, typer.Argument(metavar="NAME", help="ptb-xl, cpsc2018, cinc2017, mitdb or nstdb.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to fetch into.", show_default="./NAME")] = None,
     rate: Annotated[

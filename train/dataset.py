@@ -1,12 +1,15 @@
-"""Recordings as the network sees them: preprocessed once, kept on disk, mapped into memory.
+"""Recordings as the network sees them: preprocessed once, kept on disk, mapped into memory, cut as the runtime cuts.
 
-    data = load_ptbxl(Path("ptb-xl"), spec, folds=[9], cache=default_cache())
-    data.signal_mv                 # (records, leads, samples) float32, at the model's rate, low-passed
-    data.targets                   # (records, labels) float32, 0 or 1
+    data = load(Path("ptb-xl"), spec, folds=[9], cache=default_cache())
+    data.signal_mv(0)                          # (leads, length) float32 mV, at the model's rate, low-passed
+    data.targets                               # (records, labels) float32, 0 or 1
+    rows, starts = data.cut()                  # every window that the runtime would emit
+    data.windows(rows[:64], starts[:64])       # (64, leads, window_samples) float32
+    mean_by_record(logits, rows, len(data))    # (records, labels): what is said of each recording as a whole
 
-The cache is keyed by what decides its content: the spec's signal key, the records and their files' sizes and times.
-It holds what the runtime's own resampler made of each recording, before windows are cut and baselines removed, so
-that augmentation sees what a device would see.
+The cache is keyed by what decides its content: the spec's signal key and its window's length, the records and their
+files' sizes and times.  It holds what the runtime's own resampler made of each whole recording, before windows are cut
+and baselines removed, so that augmentation sees what a device would see.
 """
 
 from __future__ import annotations
@@ -14,50 +17,101 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import SourceError
 from runtime.filters import resample
-from runtime.spec import ModelSpec
+from runtime.spec import LEADS_12, ModelSpec
+from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
 from train.errors import DataError
-from train.ptbxl import Entry, Table, read_table
+from train.table import Recording, Table, open_table
+from train.wfdb_files import UnreadableError
 
 log = logging.getLogger("train")
 
 Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
+SUFFIXES = (".hea", ".dat", ".mat")  # of the files that make a recording
+FORMAT = 3  # of the cache's files; another number makes all caches anew
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EcgData:
-    """Recordings of one or several folds.
+    """Recordings of one or several folds, of any length.
 
     Attributes:
-        record: (records,) int64, the data set's own record numbers.
-        signal_mv: (records, leads, window_samples) float32.
-        targets: (records, labels) float32 of 0 and 1.
+        table: title of the data set.
+        record: (records,) the set's own names: numbers of PTB-XL, text of others.
+        samples: (all samples,) float32 mV; record r is
+            ``samples[first[r] : first[r] + leads * length[r]].reshape(leads, length[r])``.
+        first, length: (records,) where a record begins in `samples`, and how many samples it has per lead, those that
+            it was padded by included.
+        leads, window_samples, hop_samples: the spec's.
+        targets: (records, labels) of 0 and 1.
+        statements: (records, all statements of the set) of 0 and 1: free labels for an auxiliary task.
         without_files: records that the table names and the disk lacks, over all folds.
         unreadable: names of records that were left out because they could not be read or held NaN.
-        statements: (records, all SCP statements) float32 of 0 and 1, where the data set has them: free labels for an
-            auxiliary task.
+        padded: how many records were shorter than a window, and so padded to one.
     """
 
-    record: NDArray[np.int64]
-    signal_mv: Float32Array
+    table: str
+    record: NDArray[np.int64] | NDArray[np.str_]
+    samples: Float32Array
+    first: Int64Array
+    length: Int64Array
+    leads: int
+    window_samples: int
+    hop_samples: int
     targets: Float32Array
-    without_files: int
-    unreadable: tuple[str, ...]
-    statements: Float32Array | None = None
+    statements: Float32Array
+    without_files: int = 0
+    unreadable: tuple[str, ...] = ()
+    padded: int = 0
 
     def __len__(self) -> int:
         return len(self.record)
+
+    def signal_mv(self, row: int) -> Float32Array:
+        """One whole recording (leads, length), a view."""
+        first, length = int(self.first[row]), int(self.length[row])
+        return self.samples[first : first + self.leads * length].reshape(self.leads, length)
+
+    def windows(self, rows: Int64Array, starts: Int64Array) -> Float32Array:
+        """Windows (n, leads, window_samples), copied: window k begins at sample `starts[k]` of record `rows[k]`.
+
+        What lies past a recording's end holds its last value; `load` gives recordings that fill a window.
+        """
+        out = np.empty((len(rows), self.leads, self.window_samples), np.float32)
+        for window, row, start in zip(out, rows, starts, strict=True):
+            part = self.signal_mv(row)[:, start : start + self.window_samples]
+            window[:, : part.shape[1]] = part
+            window[:, part.shape[1] :] = part[:, -1:]
+        return out
+
+    def cut(self) -> tuple[Int64Array, Int64Array]:
+        """Rows and starts of every window that the runtime would emit, in order; at least one per record."""
+        counts = np.maximum((self.length - self.window_samples) // self.hop_samples, 0) + 1
+        rows = np.repeat(np.arange(len(self)), counts)
+        number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rows, number * self.hop_samples
+
+
+def mean_by_record(values: Float32Array, rows: Int64Array, records: int) -> Float32Array:
+    """Means (records, labels) over each record's windows, of values (windows, labels)."""
+    sums = np.zeros((records, values.shape[1]))
+    np.add.at(sums, rows, values)
+    return (sums / np.bincount(rows, minlength=records)[:, None]).astype(np.float32)
 
 
 def default_cache() -> Path:
@@ -66,11 +120,49 @@ def default_cache() -> Path:
 
 
 def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
-    """One WFDB record as ((leads, samples) float32 mV in the asked order, rate in Hz).
+    """One recording as ((leads, samples) float32 mV in the asked order, rate in Hz).
+
+    Args:
+        path: without suffix; a WFDB record, or, where it has no header, CPSC2018's MATLAB structure.
 
     Raises:
         DataError: unreadable, a lead is missing, or a sample is not a number.
     """
+    if path.with_suffix(".hea").is_file() or not path.with_suffix(".mat").is_file():
+        signal, names, rate_hz = _read_wfdb(path)
+    else:
+        try:
+            signal, names, rate_hz = read_matlab(path.with_suffix(".mat")), LEADS_12, MATLAB_RATE_HZ
+        except UnreadableError as error:
+            raise DataError(f"{path}: {error}") from error
+    # A recorder held between both hands takes lead I, which CinC2017's files call plainly "ECG".
+    index = {"I": 0} if tuple(names) == ("ECG",) else {name.upper(): k for k, name in enumerate(names)}
+    if len(names) != len(signal):
+        raise DataError(f"{path}: holds {len(signal)} leads instead of {len(names)}")
+    try:
+        columns = [index[lead.upper()] for lead in leads]
+    except KeyError as error:
+        raise DataError(f"{path}: lead {error.args[0]} is not in it") from None
+    signal = np.ascontiguousarray(signal[columns], dtype=np.float32)
+    if not signal.shape[1]:
+        raise DataError(f"{path}: holds no samples")
+    if not np.isfinite(signal).all():
+        raise DataError(f"{path}: holds samples that are not numbers")
+    return signal, rate_hz
+
+
+def held(signal_mv: Float32Array, rate_hz: float, spec: ModelSpec) -> Float32Array:
+    """A recording (leads, samples) before filtering, held at its last sample up to a window's length if it is shorter.
+
+    That is how the runtime's resampler ends a segment; a sample that the low-pass has rung on is another one to hold.
+    """
+    # The last sample of a window stands for this instant; the resampler needs no input after it.
+    needed = math.ceil((spec.window_samples - 1) * rate_hz / spec.rate_hz) + 1
+    return np.pad(signal_mv, ((0, 0), (0, max(0, needed - signal_mv.shape[1]))), mode="edge")
+
+
+def _read_wfdb(path: Path) -> tuple[NDArray[np.floating], Sequence[str], float]:
+    """(leads, samples) mV, the leads' names and the rate."""
     import wfdb
 
     try:
@@ -79,43 +171,37 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
     if not record.sig_name or not record.fs:
         raise DataError(f"{path}: holds no signal, or does not say at what rate")
-    names = {name.upper(): k for k, name in enumerate(record.sig_name)}
-    try:
-        columns = [names[lead.upper()] for lead in leads]
-    except KeyError as error:
-        raise DataError(f"{path}: lead {error.args[0]} is not in it") from None
-    signal = np.ascontiguousarray(record.p_signal.T[columns], dtype=np.float32)
-    if not np.isfinite(signal).all():
-        raise DataError(f"{path}: holds samples that are not numbers")
-    return signal, float(record.fs)
+    return record.p_signal.T, record.sig_name, float(record.fs)
 
 
-def _prepare(path: Path, spec: ModelSpec) -> Float32Array:
+def _prepare(path: Path, spec: ModelSpec) -> tuple[Float32Array, bool]:
+    """One recording as it is kept, and whether it was padded."""
     signal, rate_hz = read_signal(path, spec.leads)
+    whole = held(signal, rate_hz, spec)
     try:
-        signal = resample(signal, rate_hz, spec.rate_hz, high_hz=spec.band_hz[1])
+        return resample(whole, rate_hz, spec.rate_hz, high_hz=spec.band_hz[1]), whole.shape[1] > signal.shape[1]
     except SourceError as error:
         raise DataError(f"{path}: {error}") from error
-    if signal.shape[1] < spec.window_samples:
-        raise DataError(f"{path}: {signal.shape[1] / spec.rate_hz:g} s long, the window is {spec.window_s:g} s")
-    return signal[:, : spec.window_samples]
 
 
-def _cache_key(spec: ModelSpec, table: Table, entries: Sequence[Entry]) -> str:
-    digest = hashlib.sha256(f"{spec.signal_key()} {spec.window_samples} {table.root.resolve()}".encode())
-    for entry in entries:
-        for suffix in (".hea", ".dat"):
-            stat = (table.root / entry.path_100hz).with_suffix(suffix).stat()
-            digest.update(f"{entry.ecg_id} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+def _cache_key(spec: ModelSpec, table: Table, recordings: Sequence[Recording]) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {spec.signal_key()} {spec.window_samples} {table.root.resolve()}".encode())
+    for recording in recordings:
+        for suffix in SUFFIXES:
+            try:
+                stat = recording.path.with_suffix(suffix).stat()
+            except FileNotFoundError:
+                continue
+            digest.update(f"{recording.name} {suffix} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 
-def _build(folder: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry], progress: Progress | None) -> None:
+def _build(folder: Path, spec: ModelSpec, table: Table, recordings: Sequence[Recording], progress: Progress) -> None:
     """Write `signal.npy` and `index.json` under `folder`, which appears only when both are whole."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        _fill(partial, spec, table, entries, progress)
+        _fill(partial, spec, table, recordings, progress)
         partial.rename(folder)
     except OSError:
         # Another process may have been faster; its folder holds the same bytes.
@@ -125,61 +211,113 @@ def _build(folder: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry]
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fill(partial: Path, spec: ModelSpec, table: Table, entries: Sequence[Entry], progress: Progress | None) -> None:
-    shape = (len(entries), len(spec.leads), spec.window_samples)
-    signal = np.lib.format.open_memmap(partial / "signal.npy", mode="w+", dtype=np.float32, shape=shape)
+def _fill(partial: Path, spec: ModelSpec, table: Table, recordings: Sequence[Recording], progress: Progress) -> None:
     rows: list[int] = []
+    first: list[int] = []
+    length: list[int] = []
     unreadable: list[str] = []
-    for k, entry in enumerate(entries):
-        try:
-            signal[k] = _prepare(table.root / entry.path_100hz, spec)
-            rows.append(k)
-        except DataError as error:
-            log.warning("left out: %s", error)
-            unreadable.append(entry.path_100hz)
-        if progress is not None:
-            progress(k + 1, len(entries))
-    signal.flush()
-    (partial / "index.json").write_text(json.dumps({"rows": rows, "unreadable": unreadable}))
+    total = padded = 0
+    with (partial / "signal.npy").open("wb") as file:
+        _write_header(file, 0)
+        for k, recording in enumerate(recordings):
+            try:
+                signal, is_padded = _prepare(recording.path, spec)
+                file.write(signal.tobytes())
+                rows.append(k)
+                first.append(total)
+                length.append(signal.shape[1])
+                total += signal.size
+                padded += is_padded
+            except DataError as error:
+                log.warning("left out: %s", error)
+                unreadable.append(str(recording.path.relative_to(table.root)))
+            progress(k + 1, len(recordings))
+        # How many samples there are is known only now; numpy's header keeps room for the first dimension to grow.
+        file.seek(0)
+        _write_header(file, total)
+    index = {"rows": rows, "first": first, "length": length, "unreadable": unreadable, "padded": padded}
+    (partial / "index.json").write_text(json.dumps(index))
 
 
-def load_ptbxl(
+def _write_header(file: BinaryIO, samples: int) -> None:
+    descr = np.dtype(np.float32).str
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (samples,)})
+
+
+def load(
     root: Path,
     spec: ModelSpec,
     folds: Sequence[int],
     *,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda _done, _total: None,
 ) -> EcgData:
-    """PTB-XL's recordings of the given folds, from the cache where they are in it.
+    """The recordings of the given folds of any known data set; see `load_table`."""
+    return load_table(open_table(root), spec, folds, cache=cache, progress=progress)
+
+
+def load_table(
+    table: Table,
+    spec: ModelSpec,
+    folds: Sequence[int],
+    *,
+    cache: Path | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> EcgData:
+    """The recordings of the given folds, from the cache where they are in it.
+
+    Args:
+        cache: where prepared signals are kept; `default_cache` unless given.
+        progress: called with the recordings prepared and their total, where they are not in the cache.
 
     Raises:
-        DataError: not a PTB-XL folder, no readable recording of these folds is there, or the cache cannot be written.
+        DataError: the data set lacks one of the spec's labels or one of the folds, no readable recording of these
+            folds is there, or the cache cannot be written or read.
     """
-    table = read_table(root)
-    entries = table.fold(*folds)
-    if not entries:
-        raise DataError(f"{root}: no recordings of fold {', '.join(map(str, folds))} are there")
-    folder = (cache or default_cache()) / f"ptbxl-{_cache_key(spec, table, entries)}"
+    strangers = [label for label in spec.labels if label not in table.vocabulary]
+    if strangers:
+        raise DataError(f"the model says {', '.join(strangers)}, which {table.title} does not know")
+    for fold in folds:
+        if fold not in table.folds:
+            raise DataError(f"{table.title} has folds {table.folds[0]} to {table.folds[-1]}; there is no fold {fold}")
+    recordings = table.fold(*folds)
+    if not recordings:
+        raise DataError(f"{table.root}: no recordings of fold {', '.join(map(str, folds))} are there")
+    folder = (cache or default_cache()) / f"{table.title.lower()}-{_cache_key(spec, table, recordings)}"
     if not (folder / "index.json").is_file():
         try:
-            _build(folder, spec, table, entries, progress)
+            _build(folder, spec, table, recordings, progress)
         except OSError as error:
             raise DataError(f"cannot keep prepared signals in {folder.parent}: {error}") from error
-    index = json.loads((folder / "index.json").read_text())
-    rows = index["rows"]
-    if not rows:
-        raise DataError(f"{root}: none of the {len(entries)} recordings of these folds can be read")
     try:
-        signal = np.load(folder / "signal.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
+        index = json.loads((folder / "index.json").read_text())
+        # Copy on write: torch wants arrays that it could write to, and nothing of it may reach the file.
+        samples = (
+            np.asarray(np.load(folder / "signal.npy", mmap_mode="c")) if index["rows"] else np.empty(0, np.float32)
+        )
+        kept = [recordings[k] for k in index["rows"]]
+        first, length = (np.asarray(index[name], np.int64) for name in ("first", "length"))
+        unreadable, padded = tuple(index["unreadable"]), int(index["padded"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"the cache {folder} is damaged ({error}); delete it, and it is made anew") from error
-    kept = [entries[k] for k in rows]
+    if not kept:
+        raise DataError(f"{table.root}: none of the {len(recordings)} recordings of these folds can be read")
+
+    def has(names: Sequence[str]) -> Float32Array:
+        return np.asarray([[name in recording.labels for name in names] for recording in kept], np.float32)
+
     return EcgData(
-        record=np.asarray([entry.ecg_id for entry in kept], np.int64),
-        signal_mv=signal if len(rows) == len(entries) else signal[rows],
-        targets=np.asarray([[label in entry.labels for label in spec.labels] for entry in kept], np.float32),
+        table=table.title,
+        record=np.asarray([recording.name for recording in kept]),
+        samples=samples,
+        first=first,
+        length=length,
+        leads=len(spec.leads),
+        window_samples=spec.window_samples,
+        hop_samples=spec.hop_samples,
+        targets=has(spec.labels),
+        statements=has(table.statements),
         without_files=table.without_files,
-        unreadable=tuple(index["unreadable"]),
-        statements=np.asarray([[name in entry.statements for name in table.statements] for entry in kept], np.float32),
+        unreadable=unreadable,
+        padded=padded,
     )

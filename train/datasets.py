@@ -126,7 +126,23 @@ MITDB = DataSet(
     ),
 )
 
-DATA_SETS = {data_set.name: data_set for data_set in (PTB_XL, CPSC2018, CINC2017, MITDB)}
+NSTDB = DataSet(
+    name="nstdb",
+    title="MIT-BIH Noise Stress Test Database 1.0.0, its three records of noise",
+    base_url="https://physionet.org/files/nstdb/1.0.0/",
+    # Not RECORDS: it also names the records that were made of this noise and of two of mitdb's.
+    wanted=(r"LICENSE\.txt", r"(bw|em|ma)\.(hea|dat)"),
+    signal_bytes=1_950_000,
+    records=3,
+    licence="Open Data Commons Attribution License 1.0 (ODC-By 1.0)",
+    citation=(
+        "Moody GB, Muldrow WE, Mark RG. A noise stress test for arrhythmia detectors. Computers in Cardiology "
+        "11:381-384 (1984). https://doi.org/10.13026/C2HS3T",
+        PHYSIONET,
+    ),
+)
+
+DATA_SETS = {data_set.name: data_set for data_set in (PTB_XL, CPSC2018, CINC2017, MITDB, NSTDB)}
 
 # The nine findings of CPSC2018, by SNOMED CT code and by the number in its own table.
 SNOMED = {

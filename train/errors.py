@@ -4,6 +4,7 @@
     ├── DataError        a data folder is not what it is said to be, or a table in it is damaged
     ├── CheckpointError  a checkpoint is missing, damaged, or of another model
     ├── PresetError      an unknown preset, or values in it that make no sense
+    ├── OutOfMemoryError a batch does not fit into the device's memory
     └── DivergedError    the loss became infinite or not a number          (exit code 1)
 
 `exit_code` is what `m2jl` ends with when one of them reaches it.
@@ -26,6 +27,10 @@ class CheckpointError(TrainError):
 
 class PresetError(TrainError):
     """A preset that does not exist or makes no sense."""
+
+
+class OutOfMemoryError(TrainError):
+    """A batch that the device has too little memory for."""
 
 
 class DivergedError(TrainError):

@@ -49,14 +49,15 @@ def supervised_contrastive(
         A scalar, computed in float32 whatever the inputs' precision.  Rows without positives do not count; if there
         are no others the loss is 0, with a gradient of 0.
     """
-    rows = functional.normalize(torch.cat(list(projections)).float(), dim=1)
-    weight = label_overlap(targets.float(), positives).repeat(len(projections), len(projections))
+    with torch.autocast(targets.device.type, enabled=False):  # similarities over a small temperature need float32
+        rows = functional.normalize(torch.cat([projection.float() for projection in projections]), dim=1)
+        weight = label_overlap(targets.float(), positives).repeat(len(projections), len(projections))
+        similarity = rows @ rows.T / temperature
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     weight = weight.masked_fill(itself, 0.0)
     # A large negative number, not -inf: 0 * -inf would be NaN in the weighted sum below.
-    similarity = (rows @ rows.T / temperature).masked_fill(itself, -1e9)
+    similarity = similarity.masked_fill(itself, -1e9)
     log_probability = functional.log_softmax(similarity, dim=1)
     total = weight.sum(dim=1)
     per_row = -(weight * log_probability).sum(dim=1) / total.clamp(min=1e-9)
-    counted = total > 0
-    return per_row[counted].sum() / counted.sum().clamp(min=1)
+    return per_row.sum() / (total > 0).sum().clamp(min=1)  # without positives a row's loss is 0

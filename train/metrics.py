@@ -116,11 +116,92 @@ def best_thresholds(y_true: BoolArray, y_prob: FloatArray, smoothing: float = SM
     return thresholds
 
 
+def roc_points(y_true: BoolArray, y_prob: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """ROC curve of one label: false and true positive rates (points,) from (0, 0) to (1, 1), thresholds falling.
+
+    Records of equal probability are passed in one step, so that the area under the line is `auc`.  Empty where one of
+    the classes is absent.
+    """
+    tp, fp = _counts_from_the_top(y_true, y_prob)
+    if not tp[-1] or not fp[-1]:
+        return np.empty(0), np.empty(0)
+    return fp / fp[-1], tp / tp[-1]
+
+
+def precision_recall_points(y_true: BoolArray, y_prob: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall and precision (points,) of one label at each probability that occurs, thresholds falling.
+
+    There is no made-up point at recall 0.  Empty where the label has no positives.
+    """
+    tp, fp = _counts_from_the_top(y_true, y_prob)
+    tp, fp = tp[1:], fp[1:]
+    if not y_true.any():
+        return np.empty(0), np.empty(0)
+    return tp / tp[-1], tp / (tp + fp)
+
+
+def average_precision(y_true: BoolArray, y_prob: FloatArray) -> float:
+    """Mean precision over the steps of recall, without interpolation; NaN where the label has no positives."""
+    recall, precision = precision_recall_points(y_true, y_prob)
+    return float(np.diff(recall, prepend=0.0) @ precision) if len(recall) else float("nan")
+
+
+def _counts_from_the_top(y_true: BoolArray, y_prob: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True and false positives when the 0, 1, 2, ... highest of the probabilities that occur are taken as a yes."""
+    order = np.argsort(-y_prob, kind="stable")
+    ends = np.flatnonzero(np.diff(y_prob[order], append=np.nan))  # the last record of each probability
+    tp = np.concatenate([[0], np.cumsum(y_true[order], dtype=np.int64)[ends]])
+    return tp, np.concatenate([[0], ends + 1]) - tp
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """One label's probabilities in bins of about equal count, lowest first.
+
+    Attributes:
+        predicted: (bins,) mean probability.
+        observed: (bins,) share of records that have the label.
+        count: (bins,) records.
+    """
+
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, y_true: BoolArray, y_prob: FloatArray, bins: int = 10) -> Reliability:
+        """Bins between the probabilities' quantiles.
+
+        Equal probabilities share a bin, so that the order of records plays no part; bins that this leaves empty are
+        left out.
+        """
+        inner = np.quantile(y_prob, np.arange(1, bins) / bins)
+        bin_of = np.searchsorted(inner, y_prob)
+        count = np.bincount(bin_of, minlength=bins)
+        kept = count > 0
+        predicted = np.bincount(bin_of, weights=y_prob, minlength=bins)[kept] / count[kept]
+        observed = np.bincount(bin_of, weights=y_true, minlength=bins)[kept] / count[kept]
+        return cls(predicted, observed, count[kept])
+
+    def expected_error(self) -> float:
+        """Expected calibration error: distance of prediction from observation, weighted by records (Naeini, 2015)."""
+        return float(self.count @ np.abs(self.predicted - self.observed) / self.count.sum())
+
+
+def brier(y_true: BoolArray, y_prob: FloatArray) -> float:
+    """Mean square of probability less truth, of one label (Brier, 1950)."""
+    return float(np.square(y_prob - y_true).mean())
+
+
 def bootstrap_interval(
     statistic: Callable[[NDArray[np.intp]], float], records: int, *, repeats: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of record indices, drawn with replacement."""
+    """95 % percentile interval of a statistic of record indices, drawn with replacement.
+
+    Draws of which the statistic is NaN do not count; both ends are NaN where there is no other.
+    """
     generator = np.random.default_rng(seed)
-    values = [statistic(generator.integers(0, records, records)) for _ in range(repeats)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    values = np.array([statistic(generator.integers(0, records, records)) for _ in range(repeats)])
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

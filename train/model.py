@@ -27,6 +27,7 @@ COUPLED_STAGES = (1, 2)  # CSCA after the second and third stage: earlier maps a
 KERNEL_TIME = (1, 5)
 KERNEL_SPECTRUM = (3, 3)
 PROJECTION = 64
+STEM_S = 0.15  # about a QRS complex
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +38,27 @@ class NetConfig:
         time_channels: width of the waveform branch's stem and three stages.
         spectrum_channels: the same for the spectrogram branch.
         time_blocks, spectrum_blocks: residual blocks per stage.
-        stem_stride: stride of the waveform's stem; each stage then halves the length.
+        stem_hz: columns per second after the waveform's stem, as near as a whole stride comes; each stage then halves
+            them.  Given in Hz, like the stem's kernel in seconds, so that a member sees the same stretch of time at any
+            rate.
         use_waveform, use_spectrogram, use_csca: the parts that an ablation switches off.
         auxiliary: labels of a second head that is there while training only.
         dropout: on the pooled features, while training.
+        drop_path: probability that a sample skips the last residual block, while training; it rises linearly from the
+            first block (stochastic depth, Huang et al., ECCV 2016).
     """
 
     time_channels: tuple[int, int, int, int]
     spectrum_channels: tuple[int, int, int, int]
     time_blocks: tuple[int, int, int] = (1, 1, 1)
     spectrum_blocks: tuple[int, int, int] = (1, 1, 1)
-    stem_stride: int = 2
+    stem_hz: float = 50.0
     use_waveform: bool = True
     use_spectrogram: bool = True
     use_csca: bool = True
     auxiliary: int = 0
     dropout: float = 0.2
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.use_waveform or self.use_spectrogram):
@@ -62,8 +68,10 @@ class NetConfig:
 
 
 NETS = {
-    "base": NetConfig((48, 64, 96, 160), (32, 32, 64, 96), (1, 2, 2), (1, 1, 2)),
-    "tiny": NetConfig((24, 32, 64, 96), (16, 24, 40, 64), (1, 1, 1), (1, 1, 1), dropout=0.1),
+    "base": NetConfig((64, 96, 144, 224), (32, 48, 96, 144), (1, 2, 2), (1, 1, 2), drop_path=0.1),
+    "small": NetConfig((48, 64, 96, 160), (32, 32, 64, 96), (1, 2, 2), (1, 1, 2)),
+    "tiny": NetConfig((24, 32, 64, 96), (16, 24, 40, 64), dropout=0.1),
+    "nano": NetConfig((12, 16, 28, 48), (8, 12, 20, 36), dropout=0.1),
 }
 
 
@@ -82,10 +90,16 @@ class Output(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm around a skip; `stride` acts in the first one and in the skip."""
+    """Two convolutions with batch norm around a skip; `stride` acts in the first one and in the skip.
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    While training, each sample leaves the convolutions out with probability `drop`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], drop: float = 0.0
+    ) -> None:
         super().__init__()
+        self.drop = drop
         padding = (kernel[0] // 2, kernel[1] // 2)
         self.first = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
@@ -98,7 +112,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, rows, time) -> (batch, outputs, rows / stride, time / stride)."""
         y = functional.relu(self.norm1(self.first(x)))
-        return functional.relu(self.norm2(self.second(y)) + self.skip(x))
+        y = self.norm2(self.second(y))
+        if self.training and self.drop:
+            keep = 1.0 - self.drop
+            y = y * y.new_empty(len(y), 1, 1, 1).bernoulli_(keep).div_(keep)
+        return functional.relu(y + self.skip(x))
 
 
 def _branch(
@@ -108,9 +126,11 @@ def _branch(
     stem: tuple[tuple[int, int], tuple[int, int]],
     kernel: tuple[int, int],
     strides: tuple[tuple[int, int], ...],
+    drop_path: float,
 ) -> nn.ModuleList:
     """A stem and three stages, as four modules to be run in turn."""
     (stem_kernel, stem_stride) = stem
+    drops = iter(torch.linspace(0.0, drop_path, sum(blocks)).tolist())
     padding = (stem_kernel[0] // 2, stem_kernel[1] // 2)
     modules: list[nn.Module] = [
         nn.Sequential(
@@ -121,8 +141,8 @@ def _branch(
     ]
     for stage in range(3):
         width = channels[stage + 1]
-        layers = [ResidualBlock(channels[stage], width, kernel, strides[stage])]
-        layers += [ResidualBlock(width, width, kernel, (1, 1)) for _ in range(blocks[stage] - 1)]
+        layers = [ResidualBlock(channels[stage], width, kernel, strides[stage], next(drops))]
+        layers += [ResidualBlock(width, width, kernel, (1, 1), next(drops)) for _ in range(blocks[stage] - 1)]
         modules.append(nn.Sequential(*layers))
     return nn.ModuleList(modules)
 
@@ -179,17 +199,19 @@ class M2JLNet(nn.Module):
         widths, features, grids = {}, 0, {}
         if config.use_waveform:
             strides = ((1, 2),) * 3
+            stride = max(1, round(spec.rate_hz / config.stem_hz))
+            taps = max(3, round(STEM_S * spec.rate_hz) // 2 * 2 + 1)
             branches["waveform"] = _branch(
                 leads,
                 config.time_channels,
                 config.time_blocks,
-                ((1, 15), (1, config.stem_stride)),
+                ((1, taps), (1, stride)),
                 KERNEL_TIME,
                 strides,
+                config.drop_path,
             )
             widths["waveform"] = config.time_channels
-            step_s = config.stem_stride / spec.rate_hz
-            grids["waveform"] = _grids(-(-spec.window_samples // config.stem_stride), step_s, 0.0, strides)
+            grids["waveform"] = _grids(-(-spec.window_samples // stride), stride / spec.rate_hz, 0.0, strides)
         if config.use_spectrogram:
             strides = ((2, 1), (2, 2), (2, 1))
             branches["spectrogram"] = _branch(
@@ -199,6 +221,7 @@ class M2JLNet(nn.Module):
                 ((3, 3), (1, 1)),
                 KERNEL_SPECTRUM,
                 strides,
+                config.drop_path,
             )
             widths["spectrogram"] = config.spectrum_channels
             step_s, first_s = spec.frame_hop_samples / spec.rate_hz, spec.frame_samples / 2 / spec.rate_hz
@@ -291,14 +314,14 @@ def count_macs(net: M2JLNet) -> int:
         elif isinstance(module, CrossGate):
             macs += module.align.numel()
 
-    spec, training = net.spec, net.training
+    spec, training, device = net.spec, net.training, net.head.weight.device
     hooks = [module.register_forward_hook(add) for module in net.modules()]
     net.eval()
     try:
         with torch.no_grad():
             net(
-                torch.zeros(1, len(spec.leads), spec.window_samples),
-                torch.zeros(1, len(spec.leads), spec.bins, spec.frames),
+                torch.zeros(1, len(spec.leads), spec.window_samples, device=device),
+                torch.zeros(1, len(spec.leads), spec.bins, spec.frames, device=device),
             )
     finally:
         net.train(training)

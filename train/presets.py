@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runtime.spec import LEADS_12, ModelSpec
+from pydantic import ValidationError
+
+from runtime.spec import ModelSpec
+from train.cinc2017 import CLASSES
+from train.cpsc2018 import FINDINGS
 from train.errors import PresetError
 from train.model import NETS, NetConfig
-from train.ptbxl import SUPERCLASSES
+from train.ptbxl import RHYTHM, SUPERCLASSES
 from train.trainer import FitConfig
 
 
@@ -17,16 +22,20 @@ class Preset:
     """One training task.
 
     Attributes:
+        name: under which `m2jl train` knows it.
         about: one line for people.
         net: member of the family (`train.model.NETS`).
-        without: parts of the network that are switched off, by their name in `NetConfig`.
         spec: what the model eats and says; thresholds are tuned while training.
-        train_folds, validation_fold: official folds; the test fold is never among them.
+        train_folds, validation_fold: official folds where there are any; the test folds are never among them.
         contrastive: weight of the contrastive task, 0 for none.
         temperature: of the contrastive task.
+        auxiliary: weight of a second head that learns all statements of the data set, 0 for none; it is there while
+            training only.
         fit: schedule.
+        changes: to the network, by field of `NetConfig`: what an ablation switches off.
     """
 
+    name: str
     about: str
     net: str
     spec: ModelSpec
@@ -35,46 +44,105 @@ class Preset:
     contrastive: float
     temperature: float
     fit: FitConfig
-    without: tuple[str, ...] = field(default=())
+    auxiliary: float = 0.0
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def config(self) -> NetConfig:
-        """The network's widths and depths, with what is switched off."""
-        changes: dict[str, Any] = dict.fromkeys(self.without, False)
-        return replace(NETS[self.net], **changes)
+    def network(self, statements: int) -> NetConfig:
+        """The network's widths and depths, with its changes; `statements` is how many the data set has."""
+        return replace(NETS[self.net], auxiliary=statements if self.auxiliary else 0, **self.changes)
+
+    def with_spec(self, **fields: Any) -> Preset:
+        """The same task for other leads, another rate or window.
+
+        Raises:
+            PresetError: the spec does not allow these values.
+        """
+        try:
+            spec = ModelSpec.model_validate(self.spec.model_dump() | fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"][:1])
+            raise PresetError(f"{self.name}: {where}{first['msg'].removeprefix('Value error, ')}") from error
+        return replace(self, spec=spec)
 
 
+def _spec(name: str, labels: tuple[str, ...], trained_on: str, thresholds_from: str, **fields: Any) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        labels=labels,
+        thresholds=(0.5,) * len(labels),
+        trained_on=trained_on,
+        thresholds_from=thresholds_from,
+        **fields,
+    )
+
+
+_FOLDS_1_8, _FOLD_9 = "PTB-XL 1.0.1 folds 1-8, 100 Hz", "PTB-XL 1.0.1 fold 9"
 _SUPER = Preset(
+    name="ptbxl-super",
     about="PTB-XL, 5 diagnostic superclasses, 12 leads at 100 Hz",
     net="base",
-    spec=ModelSpec(
-        name="ptbxl-super",
-        leads=LEADS_12,
-        labels=SUPERCLASSES,
-        thresholds=(0.5,) * len(SUPERCLASSES),
-        trained_on="PTB-XL 1.0.1 folds 1-8, 100 Hz",
-        thresholds_from="PTB-XL 1.0.1 fold 9",
-    ),
+    spec=_spec("ptbxl-super", SUPERCLASSES, _FOLDS_1_8, _FOLD_9),
     train_folds=(1, 2, 3, 4, 5, 6, 7, 8),
     validation_fold=9,
     contrastive=0.1,
     temperature=0.1,
-    fit=FitConfig(epochs=20),
+    auxiliary=1.0,
+    fit=FitConfig(epochs=20, batch=128, peak_rate=3e-3, ema_decay=0.996),
+)
+_RHYTHM = replace(
+    _SUPER,
+    name="ptbxl-rhythm",
+    about="PTB-XL, 16 rhythm and conduction statements for a monitor, 12 leads at 100 Hz",
+    spec=_spec("ptbxl-rhythm", RHYTHM, _FOLDS_1_8, _FOLD_9),
+)
+_CPSC2018 = replace(
+    _SUPER,
+    name="cpsc2018",
+    about="CPSC2018, 9 findings, 12 leads, recordings of 6-60 s",
+    spec=_spec("cpsc2018", FINDINGS, "CPSC2018 folds 1-7", "CPSC2018 fold 8"),
+    train_folds=(1, 2, 3, 4, 5, 6, 7),
+    validation_fold=8,
+    auxiliary=0.0,
+    fit=replace(_SUPER.fit, epochs=30),
+)
+_CINC2017 = replace(
+    _CPSC2018,
+    name="cinc2017",
+    about="CinC 2017, a single-lead wearable: normal, atrial fibrillation, other, noisy",
+    net="tiny",
+    spec=_spec("cinc2017", CLASSES, "CinC 2017 folds 1-7", "CinC 2017 fold 8", leads=("I",)),
+    fit=FitConfig(epochs=60, batch=32),
 )
 
-# The ablation: what each idea brings, all else (schedule, data, seed) being the same.
+# The ablation: what each idea brings, all else (schedule, data, seeds) being the same.
+_FULL = replace(
+    _SUPER,
+    name="ablation-contrastive",
+    about="both branches with CSCA and the contrastive task",
+    auxiliary=0.0,
+    changes={"drop_path": 0.0},
+)
+_CSCA = replace(_FULL, name="ablation-csca", about="both branches with CSCA", contrastive=0.0)
+
+
+def _without(name: str, about: str, *parts: str) -> Preset:
+    return replace(_CSCA, name=name, about=about, changes={**_CSCA.changes, **dict.fromkeys(parts, False)})
+
+
 PRESETS = {
-    "ptbxl-super": _SUPER,
-    "ptbxl-super-no-contrastive": replace(_SUPER, about="without the contrastive task", contrastive=0.0),
-    "ptbxl-super-no-csca": replace(
-        _SUPER, about="both branches, uncoupled, no contrastive task", contrastive=0.0, without=("use_csca",)
-    ),
-    "ptbxl-super-waveform": replace(
-        _SUPER, about="the waveform branch alone", contrastive=0.0, without=("use_csca", "use_spectrogram")
-    ),
-    "ptbxl-super-spectrogram": replace(
-        _SUPER, about="the spectrogram branch alone", contrastive=0.0, without=("use_csca", "use_waveform")
-    ),
+    preset.name: preset
+    for preset in (
+        _SUPER,
+        _RHYTHM,
+        _CPSC2018,
+        _CINC2017,
+        _without("ablation-waveform", "the waveform branch alone", "use_csca", "use_spectrogram"),
+        _without("ablation-spectrogram", "the spectrogram branch alone", "use_csca", "use_waveform"),
+        _without("ablation-both", "both branches, uncoupled", "use_csca"),
+        _CSCA,
+        _FULL,
+    )
 }
 
 
@@ -88,3 +156,24 @@ def preset(name: str) -> Preset:
         return PRESETS[name]
     except KeyError:
         raise PresetError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}") from None
+
+
+def customised(name: str, *, net: str | None, spec: Mapping[str, Any], fit: Mapping[str, Any], noise: float) -> Preset:
+    """A preset with what a user wants otherwise; values of None leave it as it is.
+
+    Args:
+        net: another member of the family.
+        spec: fields of `ModelSpec`: leads, rate, window.
+        fit: fields of `FitConfig`.
+        noise: share of the recordings that recorded noise is mixed into.
+
+    Raises:
+        PresetError: no such preset or network, or a spec that cannot be.
+    """
+    chosen = preset(name)
+    if net is not None and net not in NETS:
+        raise PresetError(f"there is no network {net!r}; there are: {', '.join(NETS)}")
+    fields = {key: value for key, value in fit.items() if value is not None}
+    augmentation = replace(chosen.fit.augmentation, noise=noise)
+    chosen = replace(chosen, net=net or chosen.net, fit=replace(chosen.fit, augmentation=augmentation, **fields))
+    return chosen.with_spec(**{key: value for key, value in spec.items() if value is not None})

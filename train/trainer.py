@@ -3,9 +3,13 @@
     result = fit(net, train_data, validation_data, objective, FitConfig(epochs=20), out=Path("runs/base"))
 
 An epoch is a function of (state at its start, seed, epoch number): all random draws come from generators seeded with
-these, so a run that was killed and started again gives the same numbers as one that was not.  `out` holds
-``last.safetensors`` (weights, their average, optimizer) and ``best.safetensors`` (averaged weights of the epoch with
-the highest validation macro-AUC, thresholds tuned on the same fold), each with its JSON.
+these, so a run that was killed and started again gives the same numbers as one that was not (on a GPU as nearly as
+its kernels repeat themselves).  `out` holds ``last.safetensors`` (weights, their average, optimizer) and
+``best.safetensors`` (averaged weights of the epoch with the highest validation macro-AUC, thresholds tuned on the same
+fold), each with its JSON, ``log.jsonl`` with a line per epoch, and ``curves.svg``.
+
+Under ``torchrun`` a batch is shared out among the processes and their outputs are gathered before the loss is taken,
+so that the contrastive task sees the same pairs however many processes there are; Lightning Fabric does the rest.
 """
 
 from __future__ import annotations
@@ -13,34 +17,55 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from scipy.stats import beta
 from torch import Tensor, nn
 
 from runtime.model import sigmoid
 from train import checkpoint
-from train.augment import augment
-from train.dataset import EcgData
-from train.errors import CheckpointError, DivergedError
+from train.augment import Augmentation, augment, random_start
+from train.curves import write_curves
+from train.dataset import EcgData, mean_by_record
+from train.errors import CheckpointError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
-from train.losses import Positives, supervised_contrastive
 from train.metrics import best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, Output, count_macs, count_parameters
+from train.objectives import Objective, Parts
 
 WARM_UP = 0.3  # share of the steps in which the rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 1e4
+LOOK_EVERY = 16  # steps between two looks at whether the loss is a number: on a GPU each look waits for it
+MIXUP_QUANTILES = 1024
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that the recordings may take
+
+Precision = Literal["auto", "32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """How to train.  A run can be resumed only with the configuration it was started with."""
+    """How to train.  A run can be resumed only with the configuration it was started with.
+
+    Attributes:
+        batch: recordings a step, over all processes together.
+        peak_rate: of the one-cycle schedule.
+        ema_decay: of the averaged weights, which are the ones that are kept.
+        patience: epochs without a better validation macro-AUC after which to stop; 0 to run to the end.
+        mixup: both parameters of the Beta distribution that recordings are mixed by (Zhang et al., "mixup: Beyond
+            empirical risk minimization", ICLR 2018); 0 for none.
+        augmentation: what is done to the signals.
+    """
 
     epochs: int = 20
     batch: int = 64
@@ -48,54 +73,9 @@ class FitConfig:
     weight_decay: float = 0.02
     ema_decay: float = 0.998
     seed: int = 1
-
-
-class Objective(Protocol):
-    """What a batch is trained for; `rows` are the batch's row numbers in the training data."""
-
-    def __call__(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
-        """Named scalar parts; their sum is the loss."""
-        ...
-
-
-class MultiTask:
-    """Multi-label cross-entropy, the weighted contrastive task across both views, and the auxiliary head's labels.
-
-    Args:
-        targets: (records, labels) of 0 and 1.
-        contrastive: weight of the contrastive task, 0 for none.
-        temperature, positives: see `supervised_contrastive`.
-        statements: (records, auxiliary labels) of 0 and 1, for a network that has that head.
-        auxiliary: weight of the auxiliary task, 0 for none.
-    """
-
-    def __init__(
-        self,
-        targets: NDArray[np.float32],
-        *,
-        contrastive: float,
-        temperature: float,
-        positives: Positives = "jaccard",
-        statements: NDArray[np.float32] | None = None,
-        auxiliary: float = 0.0,
-    ) -> None:
-        self._targets = torch.from_numpy(targets)
-        self._weight, self._temperature, self._positives = contrastive, temperature, positives
-        self._statements = None if statements is None else torch.from_numpy(statements)
-        self._auxiliary = auxiliary
-
-    def __call__(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
-        """See `Objective`."""
-        targets = self._targets[rows]
-        parts = {"classify": nn.functional.binary_cross_entropy_with_logits(output.logits, targets)}
-        if self._weight:
-            parts["contrast"] = self._weight * supervised_contrastive(
-                output.projections, targets, temperature=self._temperature, positives=self._positives
-            )
-        if self._auxiliary and self._statements is not None and output.auxiliary is not None:
-            statements = nn.functional.binary_cross_entropy_with_logits(output.auxiliary, self._statements[rows])
-            parts["auxiliary"] = self._auxiliary * statements
-        return parts
+    patience: int = 0
+    mixup: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 @dataclass(slots=True)
@@ -110,10 +90,35 @@ class FitResult:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Where progress goes; each is called from the training thread."""
+    """Where progress goes; each is called from the training thread of the first process."""
 
     on_step: Callable[[int, int], None] = lambda _done, _total: None
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
+
+
+def make_fabric(precision: Precision = "auto", device: Device = "auto") -> Fabric:
+    """The device (`auto`, `cpu` or `cuda`), the precision, and the other processes where torchrun started some.
+
+    `auto` precision is bf16 with float32 weights on a GPU that has it in hardware, and float32 elsewhere: on CPUs bf16
+    training is slower than float32.
+
+    Raises:
+        TrainError: `cuda` is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainError("there is no CUDA device here; with --device auto training takes the CPU")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16" if cuda and torch.cuda.get_device_capability()[0] >= 8 else "32"
+    return Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
 
 
 def one_cycle(progress: float) -> float:
@@ -129,31 +134,59 @@ def one_cycle(progress: float) -> float:
 def update_average(average: M2JLNet, net: M2JLNet, step: int, decay: float) -> None:
     """Move the exponential moving average of all weights and statistics; its memory grows with the run's age."""
     share = 1.0 - min(decay, (1 + step) / (10 + step))
-    for kept, current in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(current, share)
-        else:
+    pairs = list(zip(average.state_dict().values(), net.state_dict().values(), strict=True))
+    moving = [(kept, current) for kept, current in pairs if kept.is_floating_point()]
+    torch._foreach_lerp_([kept for kept, _ in moving], [current for _, current in moving], share)
+    for kept, current in pairs:
+        if not kept.is_floating_point():
             kept.copy_(current)
 
 
 @torch.no_grad()
 def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32]:
-    """Logits (records, labels) of all records, in eval mode."""
-    training, front_end = net.training, FrontEnd(net.spec)
+    """Logits (records, labels) in eval mode, on the network's device: the mean over each record's windows."""
+    training, device = net.training, net.head.weight.device
+    front_end = FrontEnd(net.spec).to(device)
     net.eval()
+    rows, starts = data.cut()
     parts = []
-    for first in range(0, len(data), batch):
-        ecg, spectrogram = front_end(torch.from_numpy(np.array(data.signal_mv[first : first + batch])))
-        parts.append(net(ecg, spectrogram).numpy())
+    for first in range(0, len(rows), batch):
+        part = slice(first, first + batch)
+        ecg, spectrogram = front_end(torch.from_numpy(data.windows(rows[part], starts[part])).to(device))
+        parts.append(net(ecg, spectrogram).cpu().numpy())
     net.train(training)
-    return np.concatenate(parts)
+    return mean_by_record(np.concatenate(parts), rows, len(data))
+
+
+class Windows:
+    """Training recordings on the device (a GPU's memory where they fit), and windows cut from them at random."""
+
+    def __init__(self, data: EcgData, device: torch.device) -> None:
+        self._device, self._leads, self._window = device, data.leads, data.window_samples
+        home = device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            home = device if data.samples.nbytes < RESIDENT_SHARE * free else torch.device("cpu")
+        self._samples = torch.from_numpy(data.samples).to(home)
+        self._first = torch.from_numpy(data.first).to(device)
+        self._length = torch.from_numpy(data.length).to(device)
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """(rows,) on the device -> (rows, leads, window_samples) mV, each window from a random place in its record."""
+        length = self._length[rows]
+        start = random_start(length, self._window, generator)
+        time_index = start[:, None] + torch.arange(self._window, device=self._device)
+        time_index = torch.minimum(time_index, length[:, None] - 1)
+        lead_index = self._first[rows, None] + torch.arange(self._leads, device=self._device) * length[:, None]
+        index = lead_index[:, :, None] + time_index[:, None, :]
+        return self._samples[index.to(self._samples.device)].to(self._device)
 
 
 class _Run:
     """Network, average, optimizer and history: all that a checkpoint must bring back."""
 
-    def __init__(self, net: M2JLNet, config: FitConfig) -> None:
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks the type
+    def __init__(self, net: M2JLNet, config: FitConfig, device: torch.device) -> None:
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
         self.average = copy.deepcopy(self.net).eval()
         decayed = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
@@ -161,7 +194,7 @@ class _Run:
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.peak_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.peak_rate, fused=device.type == "cuda")
         self.history: list[dict[str, float]] = []
 
     def tensors(self) -> dict[str, Tensor]:
@@ -187,42 +220,171 @@ class _Run:
         self.history = history
 
 
-def _train_epoch(
-    run: _Run,
-    data: EcgData,
-    objective: Objective,
-    config: FitConfig,
-    epoch: int,
-    front_end: FrontEnd,
-    hooks: Hooks,
-) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    torch.manual_seed(config.seed * 1_000_003 + epoch)  # dropout
-    steps = max(1, len(data) // config.batch)
-    order = torch.randperm(len(data), generator=generator)
-    sums: dict[str, float] = {}
-    run.net.train()
-    for step in range(steps):
-        rows = order[step * config.batch : (step + 1) * config.batch]
-        signal_mv = torch.from_numpy(np.array(data.signal_mv[rows.numpy()]))
-        ecg, spectrogram = front_end(augment(signal_mv, generator, run.net.spec.rate_hz))
-        done = epoch * steps + step
+class _Mixup:
+    """Mixes each sample of a batch with another one, by a share of its own that is at least one half."""
+
+    def __init__(self, alpha: float, device: torch.device) -> None:
+        # Drawn by their quantiles, since torch's Beta distribution takes no generator.
+        middles = (np.arange(MIXUP_QUANTILES) + 0.5) / MIXUP_QUANTILES
+        share = beta(alpha, alpha).ppf(middles)
+        self._shares = torch.from_numpy(np.maximum(share, 1 - share).astype(np.float32)).to(device)
+
+    def __call__(self, generator: torch.Generator, signal_mv: Tensor, wanted: Parts) -> tuple[Tensor, Parts]:
+        rows, device = len(signal_mv), signal_mv.device
+        own = self._shares[torch.randint(MIXUP_QUANTILES, (rows,), generator=generator, device=device)]
+        partner = torch.randperm(rows, generator=generator, device=device)
+
+        def mixed(x: Tensor) -> Tensor:
+            weight = own.view(-1, *[1] * (x.ndim - 1))
+            return weight * x + (1 - weight) * x[partner]
+
+        return mixed(signal_mv), {name: mixed(x) for name, x in wanted.items()}
+
+
+def _gather(fabric: Fabric, output: Output, wanted: Parts) -> tuple[Output, Parts]:
+    """The whole batch's outputs and wanted values in every process; gradients flow back to where they came from."""
+    if fabric.world_size == 1:
+        return output, wanted
+
+    def whole(x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*all_gather is deprecated.*")  # Fabric's matter
+            gathered = fabric.all_gather(x, sync_grads=x.requires_grad)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    auxiliary = None if output.auxiliary is None else whole(output.auxiliary)
+    gathered = Output(whole(output.logits), tuple(whole(x) for x in output.projections), auxiliary)
+    return gathered, {name: whole(x) for name, x in wanted.items()}
+
+
+class _ForwardAll(nn.Module):
+    """`forward_all` as the forward pass: of one process, Fabric casts to its precision there and nowhere else."""
+
+    def __init__(self, net: M2JLNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, ecg: Tensor, spectrogram: Tensor) -> Output:
+        """See `M2JLNet.forward_all`."""
+        return self.net.forward_all(ecg, spectrogram)
+
+
+class _Epochs:
+    """One epoch after another over the same recordings."""
+
+    def __init__(
+        self, fabric: Fabric, run: _Run, data: EcgData, objective: Objective, config: FitConfig, noise: Tensor | None
+    ) -> None:
+        self._fabric, self._run, self._config, self._objective = fabric, run, config, objective.to(fabric.device)
+        self._windows = Windows(data, fabric.device)
+        self._front_end = FrontEnd(run.net.spec).to(fabric.device)
+        self._noise = None if noise is None else noise.to(fabric.device)
+        self._mixup = _Mixup(config.mixup, fabric.device) if config.mixup else None
+        self._records = len(data)
+        # Rows a step in this process; of few recordings each process gets its part all the same.
+        self._share = max(1, min(config.batch, self._records) // fabric.world_size)
+        self.steps = max(1, self._records // (self._share * fabric.world_size))
+        self._net, self._optimizer = fabric.setup(_ForwardAll(run.net), run.optimizer)
+
+    def train(self, epoch: int, hooks: Hooks) -> dict[str, float]:
+        """Mean of each part of the loss."""
+        fabric, config = self._fabric, self._config
+        order = torch.randperm(
+            self._records, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        ).to(fabric.device)
+        # Draws of one process must not be another's; the first one's are those of a run of one process.
+        seed = (config.seed * 1_000_003 + epoch) * 1_009 + fabric.global_rank
+        generator = torch.Generator(fabric.device).manual_seed(seed)
+        torch.manual_seed(seed)  # dropout and skipped blocks
+        sums: Parts = {}
+        self._run.net.train()
+        for step in range(self.steps):
+            done = epoch * self.steps + step
+            begin = (step * fabric.world_size + fabric.global_rank) * self._share
+            self._step(order[begin : begin + self._share], generator, done, sums)
+            if step % LOOK_EVERY == LOOK_EVERY - 1 or step == self.steps - 1:
+                _look(sums, epoch, step)
+            hooks.on_step(done + 1, config.epochs * self.steps)
+        return {name: float(part) / self.steps for name, part in sums.items()}
+
+    def _step(self, rows: Tensor, generator: torch.Generator, done: int, sums: Parts) -> None:
+        run, config = self._run, self._config
+        signal_mv = augment(
+            self._windows.draw(rows, generator), generator, run.net.spec.rate_hz, config.augmentation, self._noise
+        )
+        wanted = self._objective.wanted(rows)
+        if self._mixup is not None:
+            signal_mv, wanted = self._mixup(generator, signal_mv, wanted)
+        ecg, spectrogram = self._front_end(signal_mv)
         for group in run.optimizer.param_groups:
-            group["lr"] = config.peak_rate * one_cycle(done / (config.epochs * steps))
-        parts = objective(run.net.forward_all(ecg, spectrogram), rows)
+            group["lr"] = config.peak_rate * one_cycle(done / (config.epochs * self.steps))
+        output = self._net(ecg, spectrogram)
+        parts = self._objective(*_gather(self._fabric, output, wanted))
         loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: try a lower learning rate"
-            )
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        run.optimizer.step()
+        if self._fabric.world_size > 1:
+            # The processes wait for a gradient of every parameter; projectors have one of 0 without their task.
+            loss = loss + 0.0 * torch.cat(output.projections, dim=1).sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._fabric.backward(loss)
+        self._optimizer.step()
         update_average(run.average, run.net, done, config.ema_decay)
         for name, part in parts.items():
-            sums[name] = sums.get(name, 0.0) + part.item() / steps
-        hooks.on_step(done + 1, config.epochs * steps)
-    return sums
+            sums[name] = sums[name] + part.detach() if name in sums else part.detach()
+
+
+def _look(sums: Parts, epoch: int, step: int) -> None:
+    # What is not a number stays so in a sum.
+    for name, total in sums.items():
+        if not math.isfinite(float(total)):
+            raise DivergedError(
+                f"the loss ({name}) became {float(total)} in epoch {epoch + 1}, by step {step + 1}: "
+                "try a lower learning rate"
+            )
+
+
+def _resume(run: _Run, last: Path, header: dict[str, Any]) -> None:
+    tensors, kept = checkpoint.load(last)
+    # Told apart by meaning: a field that a later release adds, at its default, is no other configuration.
+    there = {**kept, **checkpoint.described(kept, last)._asdict(), "fit": _fit_config(kept, last)}
+    wanted = {**header, **checkpoint.described(header, last)._asdict(), "fit": _fit_config(header, last)}
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            raise CheckpointError(
+                f"{last.parent} holds a run with another {key}; choose another --out, or delete it to start anew"
+            )
+    run.restore(tensors, kept["history"])
+
+
+def _fit_config(header: dict[str, Any], path: Path) -> FitConfig:
+    try:
+        fields = dict(header["fit"])
+        kept: dict[str, Any] = fields.pop("augmentation", {})
+        augmentation: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return FitConfig(**fields, augmentation=Augmentation(**augmentation))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds a run of another release: {error}") from error
+
+
+def _validate(run: _Run, data: EcgData) -> tuple[dict[str, float], tuple[float, ...]]:
+    """Figures of the averaged network on the validation recordings, and the thresholds that are best there."""
+    truth = data.targets.astype(bool)
+    probability = sigmoid(predict(run.average, data))
+    thresholds = best_thresholds(truth, probability)
+    figures = {
+        "macro_auc": macro_auc(truth, probability),
+        "macro_f1": macro_f1(truth, probability, thresholds),
+    }
+    return figures, tuple(float(t) for t in thresholds)
+
+
+def _write_log(out: Path, history: list[dict[str, float]]) -> None:
+    """The log whole, not the last line only: what a killed run wrote after its last checkpoint does not count."""
+    checkpoint.write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    try:
+        write_curves(out / "curves.svg", history)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out / 'curves.svg'}: {error}") from error
 
 
 def fit(
@@ -235,68 +397,96 @@ def fit(
     *,
     info: dict[str, Any] | None = None,
     hooks: Hooks | None = None,
+    fabric: Fabric | None = None,
+    noise: NDArray[np.float32] | None = None,
 ) -> FitResult:
     """Train `net`, or go on where `out` left off; see the module's docstring.
 
     Args:
         info: what else goes into the checkpoints' headers (data set, folds, preset); part of what must match
             on resume.
+        fabric: device, precision and processes (`make_fabric`), launched; one process on the CPU if there is none.
+        noise: (channels, samples) mV of recorded noise (`train.noise.load_noise`), where the augmentation asks for it.
 
     Raises:
-        CheckpointError: `out` holds a run of another configuration.
+        CheckpointError: `out` holds a run of another configuration, or cannot be written.
         DivergedError: the loss became infinite or NaN.
+        OutOfMemoryError: the device has too little memory for a batch.
     """
     hooks = hooks or Hooks()
+    fabric = fabric or make_fabric(device="cpu")
     try:
         out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
     except OSError as error:
         raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
-    run = _Run(net, config)
-    front_end = FrontEnd(net.spec)
-    header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **(info or {})}
+    try:
+        return _fit(net, train, validation, objective, config, out, info or {}, hooks, fabric, noise)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(
+                f"{fabric.device} has too little memory for batches of {config.batch}: try a smaller --batch"
+            ) from error
+        raise
+
+
+def _fit(
+    net: M2JLNet,
+    train: EcgData,
+    validation: EcgData,
+    objective: Objective,
+    config: FitConfig,
+    out: Path,
+    info: dict[str, Any],
+    hooks: Hooks,
+    fabric: Fabric,
+    noise: NDArray[np.float32] | None,
+) -> FitResult:
+    run = _Run(net, config, fabric.device)
+    header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **info}
     header = json.loads(json.dumps(header))  # as it will be read back: JSON has no tuples
     last = out / "last.safetensors"
     if last.is_file():
-        tensors, kept = checkpoint.load(last)
-        # Told apart by meaning: a field that a later release adds, at its default, is no other configuration.
-        there = {**kept, **checkpoint.described(kept, last)._asdict()}
-        wanted = {**header, **checkpoint.described(header, last)._asdict()}
-        for key, value in wanted.items():
-            if there.get(key) != value:
-                raise CheckpointError(
-                    f"{out} holds a run with another {key}; choose another --out, or delete it to start anew"
-                )
-        run.restore(tensors, kept["history"])
-    truth = validation.targets.astype(bool)
+        _resume(run, last, header)
+        if fabric.is_global_zero:
+            _write_log(out, run.history)  # a kill may have come between the checkpoint and its line
+    epochs = _Epochs(fabric, run, train, objective, config, None if noise is None else torch.from_numpy(noise))
+    if fabric.global_rank:
+        hooks = Hooks()
+
+    def stale() -> bool:
+        scores = [row["macro_auc"] for row in run.history]
+        return bool(config.patience) and len(scores) - 1 - int(np.argmax(scores or [0.0])) >= config.patience
+
     for epoch in range(len(run.history), config.epochs):
+        if stale():
+            break
         began_s = time.monotonic()
-        sums = _train_epoch(run, train, objective, config, epoch, front_end, hooks)
-        probability = sigmoid(predict(run.average, validation))
-        thresholds = best_thresholds(truth, probability)
-        row = {
-            "epoch": epoch + 1,
-            **{f"loss_{name}": value for name, value in sums.items()},
-            "macro_auc": macro_auc(truth, probability),
-            "macro_f1": macro_f1(truth, probability, thresholds),
-            "seconds": time.monotonic() - began_s,
-        }
-        run.history.append(row)
-        if row["macro_auc"] >= max(past["macro_auc"] for past in run.history):
-            spec = net.spec.model_copy(
-                update={
-                    "thresholds": tuple(float(t) for t in thresholds),
-                    "parameters": count_parameters(net),
-                    "macs": count_macs(run.average),
-                }
-            )
-            best_header = {
-                **header,
-                **checkpoint.network_info(net, spec),
-                "best_epoch": epoch + 1,
-                "validation": row,
+        losses = epochs.train(epoch, hooks)
+        row: dict[str, float] = {}
+        if fabric.is_global_zero:
+            figures, thresholds = _validate(run, validation)
+            row = {
+                "epoch": epoch + 1,
+                **{f"loss_{name}": value for name, value in losses.items()},
+                **figures,
+                "rate": run.optimizer.param_groups[0]["lr"],
+                "seconds": time.monotonic() - began_s,
             }
-            checkpoint.save(out / "best.safetensors", dict(run.average.state_dict()), best_header)
-        checkpoint.save(last, run.tensors(), {**header, "history": run.history})
-        hooks.on_epoch(row)
+            if row["macro_auc"] >= max((past["macro_auc"] for past in run.history), default=0.0):
+                tuned = {"thresholds": thresholds, "parameters": count_parameters(net), "macs": count_macs(run.average)}
+                spec = net.spec.model_copy(update=tuned)
+                best_header = {
+                    **header,
+                    **checkpoint.network_info(net, spec),
+                    "best_epoch": epoch + 1,
+                    "validation": row,
+                }
+                checkpoint.save(out / "best.safetensors", dict(run.average.state_dict()), best_header)
+        run.history.append(fabric.broadcast(row))
+        if fabric.is_global_zero:
+            checkpoint.save(last, run.tensors(), {**header, "history": run.history})
+            _write_log(out, run.history)
+            hooks.on_epoch(row)
+    fabric.barrier()
     best = max(run.history, key=lambda row: (row["macro_auc"], row["epoch"]))  # of equals the last one was kept
     return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], run.history)

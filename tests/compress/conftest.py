@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from compress.export import export
 from compress.quantize import quantize
 from runtime.spec import ModelSpec
-from train.dataset import EcgData, load_ptbxl
+from train.dataset import EcgData, load
 from train.model import M2JLNet, NetConfig
+from train.objectives import MultiTask
 from train.presets import PRESETS
-from train.trainer import FitConfig, MultiTask, fit
+from train.trainer import FitConfig, fit
 
 torch.set_num_threads(1)  # results do not then depend on the machine's cores
 
@@ -53,17 +54,17 @@ def cache(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def everything(spec: ModelSpec, cache: Path) -> EcgData:
     """All 26 recordings."""
-    return load_ptbxl(MINI, spec, range(1, 11), cache=cache)
+    return load(MINI, spec, range(1, 11), cache=cache)
 
 
 @pytest.fixture(scope="session")
 def train_data(spec: ModelSpec, cache: Path) -> EcgData:
-    return load_ptbxl(MINI, spec, range(1, 9), cache=cache)
+    return load(MINI, spec, range(1, 9), cache=cache)
 
 
 @pytest.fixture(scope="session")
 def validation(spec: ModelSpec, cache: Path) -> EcgData:
-    return load_ptbxl(MINI, spec, [9], cache=cache)
+    return load(MINI, spec, [9], cache=cache)
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,7 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         ((teacher, *options, "--recipe", "none"), "there is no recipe none"),
         ((teacher, *options, "--recipe", misspelt), "student.epoch: "),
         ((teacher, *options, "--recipe", unknown), "student.net: there is no network 'huge'"),
-        ((teacher, "--data", tmp_path, "--out", tmp_path / "out", "--recipe", recipe_file), "not a PTB-XL folder"),
+        ((teacher, "--data", tmp_path, "--out", tmp_path / "out", "--recipe", recipe_file), "no known data set"),
     ):
         code, out, err = m2jl("compress", *arguments)
         assert (code, out) == (2, ""), says

@@ -151,6 +151,31 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_over(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("step", ["pathlib.Path.write_text", "os.replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "stats.json"
+    write_atomically(path, "old")
+
+    def full(partial: Path, *_: object) -> None:
+        partial.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_is_not_there_is_the_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for parent, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(error):
+            write_atomically(tmp_path / parent / "stats.json", "new")
+
+
 def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable[..., Model]) -> None:
     class Beating(Blocks):
         def blocks(self) -> Iterator[Block]:

@@ -11,13 +11,20 @@ import torch
 
 from runtime.spec import ModelSpec
 from train import checkpoint
-from train.dataset import EcgData, load_ptbxl
+from train.dataset import EcgData, load
 from train.model import M2JLNet, NetConfig
 from train.presets import PRESETS
 
 torch.set_num_threads(1)  # results do not then depend on the machine's cores
 
-MINI = Path(__file__).parents[1] / "fixtures" / "ptb-xl"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+MINI = FIXTURES / "ptb-xl"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of all excerpts, to be read only."""
+    return FIXTURES
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +56,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_data(spec: ModelSpec, cache: Path) -> EcgData:
-    return load_ptbxl(MINI, spec, range(1, 9), cache=cache)
+    return load(MINI, spec, range(1, 9), cache=cache)
 
 
 @pytest.fixture(scope="session")
 def validation(spec: ModelSpec, cache: Path) -> EcgData:
-    return load_ptbxl(MINI, spec, [9], cache=cache)
+    return load(MINI, spec, [9], cache=cache)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from train.check import Report, check
+from train.datasets import DATA_SETS
 from train.errors import DataError
 from train.fetch import CHECKSUMS
 
@@ -213,9 +214,9 @@ def test_cinc2017_by_its_table(tmp_path: Path) -> None:
     (tmp_path / "training" / "REFERENCE.csv").write_text("A00001,N\nA00002,A\nA00003,O\n")
     report = check(tmp_path)
     assert (report.data, report.records, report.missing) == ("cinc2017", 2, ["A00003"])
-    assert report.labels == {"N": 1, "A": 1}
+    assert report.labels == {"NORMAL": 1, "AF": 1}
     (tmp_path / "REFERENCE-v3.csv").write_text("A00001,~\nA00002,A\n")
-    assert check(tmp_path).labels == {"~": 1, "A": 1}
+    assert check(tmp_path).labels == {"NOISY": 1, "AF": 1}
     assert check(tmp_path).whole
 
 
@@ -328,7 +329,10 @@ def test_the_command_in_json(m2jl: M2jl, tree: Path, tmp_path: Path) -> None:
     assert err.startswith("m2jl: error: ")
 
 
-def test_help_shows_an_example(m2jl: M2jl) -> None:
+def test_help_shows_an_example_and_names_each_data_set(m2jl: M2jl) -> None:
     code, out, _ = m2jl("data", "check", "--help")
     assert code == 0
     assert "Example: m2jl data check ptb-xl" in out
+    code, out, _ = m2jl("data", "get", "--help")
+    assert code == 0
+    assert all(name in out for name in DATA_SETS)

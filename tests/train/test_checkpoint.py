@@ -190,7 +190,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_configurations_survive_the_header(tmp_path: Path, small: NetConfig, spec: ModelSpec) -> None:
-    config = replace(small, use_spectrogram=False, use_csca=False, time_blocks=(2, 1, 1), stem_stride=4)
+    config = replace(small, use_spectrogram=False, use_csca=False, time_blocks=(2, 1, 1), stem_hz=25.0)
     net = M2JLNet(config, spec.model_copy(update={"leads": ("I",), "measured": {"macro_auc": np.pi}}))
     path = tmp_path / "one.safetensors"
     checkpoint.save(path, net.state_dict(), checkpoint.network_info(net, net.spec))

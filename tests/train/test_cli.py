@@ -91,7 +91,7 @@ def test_help_shows_an_example(m2jl: M2jl) -> None:
     ("arguments", "says"),
     [
         (("ptbxl-sub", "--data", "."), "there is no preset 'ptbxl-sub'; there are: ptbxl-super"),
-        (("ptbxl-super", "--data", "no-such-folder"), "no-such-folder is not a PTB-XL folder"),
+        (("ptbxl-super", "--data", "no-such-folder"), "there is no folder no-such-folder"),
     ],
 )
 def test_what_a_user_can_mend_ends_with_2_and_one_line(m2jl: M2jl, arguments: tuple[str, ...], says: str) -> None:

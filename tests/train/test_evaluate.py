@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sk
 
-from runtime.model import sigmoid
+from runtime.chain import SignalChain
+from runtime.model import find_model, sigmoid
+from runtime.spec import ModelSpec
 from train import checkpoint
-from train.dataset import EcgData, load_ptbxl
-from train.errors import DataError
-from train.evaluate import Scored, report, score
+from train.cinc2017 import CLASSES
+from train.dataset import EcgData, load, read_signal
+from train.errors import CheckpointError, DataError
+from train.evaluate import Scored, most_probable, report, score
+from train.model import M2JLNet, NetConfig
+from train.table import open_table
 from train.trainer import predict
 
 M2jl = Callable[..., tuple[int, str, str]]
@@ -37,12 +45,19 @@ LABEL_KEYS = {"auc", "f1", "sensitivity", "specificity", "ppv", "threshold", "po
 
 @pytest.fixture(scope="module")
 def scored(a_checkpoint: Path, mini: Path, cache: Path) -> Scored:
-    return score(a_checkpoint, mini, 10, cache=cache)
+    return score(a_checkpoint, mini, cache=cache)
 
 
 @pytest.fixture(scope="module")
 def test_fold(mini: Path, scored: Scored, cache: Path) -> EcgData:
-    return load_ptbxl(mini, scored.spec, [10], cache=cache)
+    return load(mini, scored.spec, [10], cache=cache)
+
+
+def some(scored: Scored, rows: np.ndarray) -> Scored:
+    """The same, of some of the recordings."""
+    data = scored.data
+    kept = {name: getattr(data, name)[rows] for name in ("record", "first", "length", "targets", "statements")}
+    return replace(scored, data=replace(data, **kept), probability=scored.probability[rows])
 
 
 def test_probabilities_are_the_network_s(a_checkpoint: Path, scored: Scored, test_fold: EcgData) -> None:
@@ -53,7 +68,7 @@ def test_probabilities_are_the_network_s(a_checkpoint: Path, scored: Scored, tes
 
 
 def test_figures_are_scikit_learn_s_at_the_thresholds_in_the_model(a_checkpoint: Path, scored: Scored) -> None:
-    figures = report(a_checkpoint, scored, 10, repeats=20)
+    figures = report(a_checkpoint, scored, repeats=20)
     y, p = scored.data.targets.astype(bool), scored.probability
     decided = p >= np.array([0.47, 0.48, 0.49, 0.51, 0.52])
     assert decided.any()
@@ -79,13 +94,13 @@ def test_other_thresholds_in_the_model_give_other_decisions_and_the_same_auc(
 ) -> None:
     """A threshold that a fit would never give is used as it is."""
     low = scored.spec.model_copy(update={"thresholds": (0.001,) * 5})
-    figures = report(a_checkpoint, Scored(low, scored.sha256, scored.data, scored.probability), 10, repeats=2)
+    figures = report(a_checkpoint, replace(scored, spec=low), repeats=2)
     assert all(row["sensitivity"] == 1.0 and row["specificity"] == 0.0 for row in figures["per_label"].values())
-    assert figures["macro_auc"] == report(a_checkpoint, scored, 10, repeats=2)["macro_auc"]
+    assert figures["macro_auc"] == report(a_checkpoint, scored, repeats=2)["macro_auc"]
 
 
 def test_the_report_has_what_others_rely_on(a_checkpoint: Path, scored: Scored, mini: Path) -> None:
-    figures = json.loads(json.dumps(report(a_checkpoint, scored, 10, repeats=50)))
+    figures = json.loads(json.dumps(report(a_checkpoint, scored, repeats=50)))
     assert figures.keys() >= KEYS
     assert (figures["model"], figures["fold"], figures["records"]) == (str(a_checkpoint), 10, 6)
     assert figures["records_without_files"] == 1
@@ -98,15 +113,14 @@ def test_the_report_has_what_others_rely_on(a_checkpoint: Path, scored: Scored, 
 
 
 def test_the_same_fold_gives_the_same_report_twice(a_checkpoint: Path, scored: Scored) -> None:
-    assert report(a_checkpoint, scored, 10, repeats=20) == report(a_checkpoint, scored, 10, repeats=20)
+    assert report(a_checkpoint, scored, repeats=20) == report(a_checkpoint, scored, repeats=20)
 
 
 def test_a_label_that_is_not_in_the_fold_has_no_auc_and_the_report_is_still_json(
     a_checkpoint: Path, scored: Scored
 ) -> None:
     rows = scored.data.targets[:, 4] == 0  # all but the two with HYP
-    data = EcgData(scored.data.record[rows], scored.data.signal_mv[rows], scored.data.targets[rows], 0, ())
-    figures = report(a_checkpoint, Scored(scored.spec, "", data, scored.probability[rows]), 10, repeats=20)
+    figures = report(a_checkpoint, some(scored, rows), repeats=20)
     json.dumps(figures, allow_nan=False)
     assert figures["per_label"]["HYP"]["auc"] is None
     assert figures["per_label"]["HYP"]["positives"] == 0
@@ -114,19 +128,54 @@ def test_a_label_that_is_not_in_the_fold_has_no_auc_and_the_report_is_still_json
     assert figures["macro_auc"] == pytest.approx(np.mean(known), abs=1e-4)
 
 
+def test_recordings_too_few_for_an_interval_have_none(a_checkpoint: Path, scored: Scored) -> None:
+    """The one draw takes one of two recordings twice, so that no label has both classes."""
+    figures = report(a_checkpoint, some(scored, np.arange(6) < 2), repeats=1)
+    json.dumps(figures, allow_nan=False)
+    assert figures["macro_auc"] is not None
+    assert figures["ci95"]["macro_auc"] is None
+    assert len(figures["ci95"]["macro_f1"]) == 2
+
+
+def test_figures_without_an_interval_are_shown_without_one(
+    m2jl: M2jl, hand_held: Path, fixtures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.evaluate.bootstrap_interval", lambda *_, **__: (np.nan, np.nan))
+    page = tmp_path / "page.html"
+    options = [part for fold in range(1, 11) for part in ("--fold", fold)]
+    command = ("evaluate", hand_held, "--data", fixtures / "cinc2017", "--cache", cache, "--html", page, *options)
+    code, out, err = m2jl(*command)
+    assert code == 0, err
+    assert re.search(r"^macro-AUC [0-9.]+$", out, re.MULTILINE)
+    assert page.read_text().count("95 % interval unknown") == 2
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL).lower()
+    code, out, _ = m2jl(*command, "--json")
+    assert code == 0
+    assert json.loads(out)["ci95"] == {"macro_auc": None, "macro_f1": None}
+
+
+def test_a_network_that_says_no_numbers_is_refused(a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path) -> None:
+    net, _ = checkpoint.load_network(a_checkpoint)
+    path = tmp_path / "nan.safetensors"
+    weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in net.named_parameters()}
+    checkpoint.save(path, net.state_dict() | weights, checkpoint.network_info(net, net.spec))
+    with pytest.raises(CheckpointError, match=r"what it says of 6 recordings is not a number \(4448, ...\)"):
+        score(path, mini, [10], cache=cache)
+
+
 @pytest.mark.parametrize("fold", [0, 11, -1])
 def test_a_fold_that_does_not_exist(a_checkpoint: Path, mini: Path, fold: int) -> None:
     with pytest.raises(DataError, match=f"folds 1 to 10; there is no fold {fold}$"):
-        score(a_checkpoint, mini, fold)
+        score(a_checkpoint, mini, [fold])
 
 
 def test_a_model_of_other_labels(a_checkpoint: Path, mini: Path, tmp_path: Path, cache: Path) -> None:
     net, _ = checkpoint.load_network(a_checkpoint)
-    other = net.spec.model_copy(update={"labels": ("NORM", "AFIB", "STTC", "CD", "WPW")})
+    other = net.spec.model_copy(update={"labels": ("NORM", "AF", "STTC", "CD", "NOISY")})
     path = tmp_path / "other.safetensors"
     checkpoint.save(path, net.state_dict(), checkpoint.network_info(net, other))
-    with pytest.raises(DataError, match="the model says AFIB, WPW, which"):
-        score(path, mini, 10, cache=cache)
+    with pytest.raises(DataError, match="the model says AF, NOISY, which PTB-XL"):
+        score(path, mini, cache=cache)
 
 
 def test_the_command_prints_json_and_keeps_predictions(
@@ -163,7 +212,7 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         ((tmp_path / "none.safetensors", *options), "there is no checkpoint"),
         ((tmp_path / "none.onnx", *options), "there is no model"),
         ((cut, *options), "not a readable checkpoint"),
-        ((a_checkpoint, "--data", tmp_path), "not a PTB-XL folder"),
+        ((a_checkpoint, "--data", tmp_path), "holds no known data set"),
         ((a_checkpoint, *options, "--fold", 12), "there is no fold 12"),
         ((a_checkpoint, *options, "--predictions", tmp_path / "no" / "folder.npz"), "cannot write"),
     ):
@@ -173,3 +222,114 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         (line,) = err.strip().splitlines()
         assert line.startswith("m2jl: error: ")
         assert says in line
+
+
+def test_several_folds_are_scored_as_one(a_checkpoint: Path, mini: Path, cache: Path, scored: Scored) -> None:
+    both = score(a_checkpoint, mini, [10, 9, 10], cache=cache)
+    assert both.folds == (9, 10)
+    assert set(scored.data.record) < set(both.data.record)
+    figures = report(a_checkpoint, both, repeats=2)
+    assert (figures["fold"], figures["records"], figures["windows"], figures["padded"]) == ([9, 10], 12, 12, 0)
+
+
+@pytest.fixture(scope="module")
+def hand_held(fixtures: Path, small: NetConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network of one lead, whose hop cuts the longer excerpts of CinC2017 into three windows."""
+    torch.manual_seed(7)
+    spec = ModelSpec(name="hand-held", leads=("I",), labels=CLASSES, thresholds=(0.5,) * 4, hop_s=1.0)
+    net = M2JLNet(small, spec)
+    path = tmp_path_factory.mktemp("checkpoint") / "hand-held.safetensors"
+    checkpoint.save(path, net.state_dict(), checkpoint.network_info(net, spec))
+    return path
+
+
+def test_a_recording_s_logit_is_the_mean_over_the_windows_that_the_runtime_emits(
+    hand_held: Path, fixtures: Path, cache: Path
+) -> None:
+    scored = score(hand_held, fixtures / "cinc2017", range(1, 11), cache=cache)
+    net, _ = checkpoint.load_network(hand_held)
+    net.eval()
+    wanted = []
+    for recording in open_table(fixtures / "cinc2017").recordings[:3]:
+        signal, rate_hz = read_signal(recording.path, net.spec.leads)
+        chain = SignalChain(net.spec, rate_hz)
+        windows = [*chain.push(signal), *chain.flush()]
+        assert len(windows) == 3
+        with torch.no_grad():
+            logits = [net(torch.from_numpy(w.ecg), torch.from_numpy(w.spectrogram)).numpy() for w in windows]
+        wanted.append(sigmoid(np.mean(logits, axis=0)[0]))
+    np.testing.assert_allclose(scored.probability[:3], wanted, atol=1e-5)
+
+
+def test_a_set_of_one_class_each_is_scored_as_its_challenge_did(hand_held: Path, fixtures: Path, cache: Path) -> None:
+    scored = score(hand_held, fixtures / "cinc2017", range(1, 11), cache=cache)
+    figures = json.loads(json.dumps(report(hand_held, scored, repeats=5)))
+    assert (figures["data"], figures["records"], figures["windows"], figures["padded"]) == ("CinC2017", 4, 10, 1)
+    truth, taken = scored.data.targets.argmax(axis=1), scored.probability.argmax(axis=1)
+    most_probable = figures["argmax"]
+    assert most_probable["accuracy"] == pytest.approx(sk.accuracy_score(truth, taken), abs=1e-4)
+    f1 = sk.f1_score(truth, taken, labels=range(4), average=None, zero_division=0)
+    assert list(most_probable["f1"]) == list(CLASSES)
+    np.testing.assert_allclose(list(most_probable["f1"].values()), f1, atol=1e-4)
+    assert most_probable["f1_macro"] == pytest.approx(f1.mean(), abs=1e-4)
+    assert most_probable["challenge_f1"] == pytest.approx(f1[:3].mean(), abs=1e-4)
+
+
+def test_figures_of_the_most_probable_label() -> None:
+    truth = np.eye(3, dtype=bool)[[0, 0, 0, 1, 1, 2]]
+    probability = np.array([[0.9, 0, 0], [0.1, 0, 0], [0.2, 0.3, 0.1], [0, 1, 0], [0, 1, 0], [0.02, 0, 0.01]])
+    figures = most_probable(("A", "B", "C"), truth, probability)
+    assert figures == {"accuracy": 0.6667, "f1_macro": 0.4889, "f1": {"A": 0.6667, "B": 0.8, "C": 0.0}}
+    named = most_probable(("NORMAL", "AF", "OTHER"), truth, probability)
+    assert named["challenge_f1"] == named["f1_macro"]
+
+
+def test_recordings_of_several_labels_have_no_most_probable_one(a_checkpoint: Path, scored: Scored) -> None:
+    assert "argmax" not in report(a_checkpoint, scored, repeats=2)
+
+
+def test_the_command_scores_the_test_folds_of_any_set(
+    m2jl: M2jl, hand_held: Path, fixtures: Path, cache: Path, tmp_path: Path
+) -> None:
+    page, kept = tmp_path / "page.html", tmp_path / "kept.npz"
+    command = ("evaluate", hand_held, "--data", fixtures / "cinc2017", "--cache", cache)
+    code, out, err = m2jl(*command, "--html", page, "--predictions", kept)
+    assert code == 0, err
+    assert "on CinC2017, folds 9, 10: 1 records in 3 windows (thresholds from an unknown set)" in out
+    assert "most probable label: accuracy" in out
+    assert "F1 as the challenge scores" in out
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    with np.load(kept) as arrays:
+        assert arrays["record"].tolist() == ["A00034"]
+    code, out, _ = m2jl(*command, "--fold", 2, "--fold", 4, "--fold", 8, "--json")
+    assert code == 0
+    assert json.loads(out)["fold"] == [2, 4, 8]
+    assert json.loads(out)["records"] == 3
+
+
+def test_a_set_whose_labels_the_model_does_not_say(m2jl: M2jl, a_checkpoint: Path, fixtures: Path) -> None:
+    code, _, err = m2jl("evaluate", a_checkpoint, "--data", fixtures / "cinc2017")
+    assert code == 2
+    assert "the model says NORM, MI, STTC, CD, HYP, which CinC2017 does not know" in " ".join(err.split())
+
+
+def test_recordings_of_one_class_have_no_auc(hand_held: Path, fixtures: Path, cache: Path) -> None:
+    figures = report(hand_held, score(hand_held, fixtures / "cinc2017", [2], cache=cache), repeats=5)
+    json.dumps(figures, allow_nan=False)
+    assert figures["macro_auc"] is figures["ci95"]["macro_auc"] is None
+    assert len(figures["ci95"]["macro_f1"]) == 2
+
+
+def test_streamed_recordings_score_as_whole_ones(mini: Path, cache: Path) -> None:
+    path = find_model("m2jlnet-ptbxl-super-int8")
+    whole, streamed = (score(path, mini, [10], stream=stream, cache=cache) for stream in (False, True))
+    np.testing.assert_array_equal(streamed.data.record, whole.data.record)
+    # int8 turns the last bit of a float32 into steps of its own.
+    np.testing.assert_allclose(streamed.probability, whole.probability, atol=0.02)
+    assert np.ptp(whole.probability) > 0.5
+
+
+def test_a_checkpoint_cannot_be_streamed(m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path) -> None:
+    code, _, err = m2jl("evaluate", a_checkpoint, "--data", mini, "--cache", cache, "--stream")
+    assert code == 2
+    assert "only .onnx files can be streamed; m2jl export makes one" in " ".join(err.split())

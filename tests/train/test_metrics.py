@@ -7,9 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from runtime.model import sigmoid
-from train.metrics import Confusion, auc, best_thresholds, bootstrap_interval, f1_curve, macro_auc, macro_f1
+from train.metrics import (
+    Confusion,
+    Reliability,
+    auc,
+    average_precision,
+    best_thresholds,
+    bootstrap_interval,
+    brier,
+    f1_curve,
+    macro_auc,
+    macro_f1,
+    precision_recall_points,
+    roc_points,
+)
 
 
 def task(records: int = 300, labels: int = 4, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +151,70 @@ def test_thresholds_stay_inside_what_a_spec_takes() -> None:
     assert ((thresholds >= 1e-4) & (thresholds <= 1 - 1e-4)).all()
 
 
+@pytest.mark.parametrize("levels", [None, 20, 3])
+def test_curves_equal_scikit_learn_with_and_without_ties(levels: int | None) -> None:
+    y, p = task(levels=levels)
+    for k in range(y.shape[1]):
+        false_rate, true_rate = roc_points(y[:, k], p[:, k])
+        wanted_false, wanted_true, _ = sk.roc_curve(y[:, k], p[:, k], drop_intermediate=False)
+        np.testing.assert_allclose(false_rate, wanted_false, atol=1e-15)
+        np.testing.assert_allclose(true_rate, wanted_true, atol=1e-15)
+        assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(y[:, k], p[:, k]), abs=1e-12)
+        recall, precision = precision_recall_points(y[:, k], p[:, k])
+        # scikit-learn's come the other way round, with a point at recall 0 that no threshold gives.
+        wanted_precision, wanted_recall, _ = sk.precision_recall_curve(y[:, k], p[:, k])
+        np.testing.assert_allclose(recall, wanted_recall[-2::-1], atol=1e-15)
+        np.testing.assert_allclose(precision, wanted_precision[-2::-1], atol=1e-15)
+        wanted = sk.average_precision_score(y[:, k], p[:, k])
+        assert average_precision(y[:, k], p[:, k]) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_decision_s_rates_lie_on_its_label_s_curves() -> None:
+    y, p = task(levels=50)
+    confusion = Confusion.of(y, p >= 0.6)
+    for k in range(y.shape[1]):
+        operating = (1 - confusion.specificity()[k], confusion.sensitivity()[k])
+        assert np.abs(np.stack(roc_points(y[:, k], p[:, k]), axis=1) - operating).sum(1).min() < 1e-12
+        operating = (confusion.sensitivity()[k], confusion.ppv()[k])
+        assert np.abs(np.stack(precision_recall_points(y[:, k], p[:, k]), axis=1) - operating).sum(1).min() < 1e-12
+
+
+def test_a_label_of_one_class_has_no_curves_but_a_calibration() -> None:
+    p = np.linspace(0.1, 0.9, 9)
+    none, every = np.zeros(9, bool), np.ones(9, bool)
+    assert [len(axis) for y in (none, every) for axis in roc_points(y, p)] == [0, 0, 0, 0]
+    assert [len(axis) for axis in precision_recall_points(none, p)] == [0, 0]
+    assert np.isnan(average_precision(none, p))
+    assert average_precision(every, p) == 1.0
+    assert Reliability.of(none, p).expected_error() == pytest.approx(0.5)
+    assert Reliability.of(every, p).expected_error() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("levels", [None, 20, 3])
+def test_reliability_equals_scikit_learn_with_and_without_ties(levels: int | None) -> None:
+    y, p = task(levels=levels)
+    for k in range(y.shape[1]):
+        bins = Reliability.of(y[:, k], p[:, k])
+        observed, predicted = calibration_curve(y[:, k], p[:, k], n_bins=10, strategy="quantile")
+        np.testing.assert_allclose(bins.predicted, predicted, atol=1e-12)
+        np.testing.assert_allclose(bins.observed, observed, atol=1e-12)
+        assert bins.count.sum() == len(y)
+        assert brier(y[:, k], p[:, k]) == pytest.approx(sk.brier_score_loss(y[:, k], p[:, k]), abs=1e-12)
+    if levels is None:
+        assert bins.count.tolist() == [30] * 10
+
+
+def test_calibration_error_by_hand_and_whatever_the_order() -> None:
+    """Two bins: 0.2 said and 1 of 2 seen, 0.9 said and 2 of 2 seen."""
+    y, p = np.array([True, False, True, True]), np.array([0.2, 0.2, 0.9, 0.9])
+    assert Reliability.of(y, p, bins=2).expected_error() == pytest.approx((2 * 0.3 + 2 * 0.1) / 4)
+    y, p = task(levels=5)
+    order = np.random.default_rng(3).permutation(len(y))
+    error = Reliability.of(y[:, 1], p[:, 1]).expected_error()
+    assert Reliability.of(y[order, 1], p[order, 1]).expected_error() == pytest.approx(error, abs=1e-12)
+    assert error > Reliability.of(y[:, 1], np.full(len(y), y[:, 1].mean())).expected_error()
+
+
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
     hits = 0
@@ -161,6 +239,7 @@ def test_an_interval_of_a_constant_is_a_point_and_a_missing_draw_is_passed_over(
     assert bootstrap_interval(lambda _rows: 0.7, 10, repeats=20) == (0.7, 0.7)
     draws = iter([float("nan"), *[0.2] * 19])
     assert bootstrap_interval(lambda _rows: next(draws), 10, repeats=20) == pytest.approx((0.2, 0.2))
+    assert np.isnan(bootstrap_interval(lambda _rows: float("nan"), 10, repeats=20)).all()
 
 
 def test_sigmoid_has_no_overflow_and_equals_its_formula() -> None:

@@ -30,7 +30,7 @@ CONFIGS = {
     "waveform only": replace(SMALL, use_spectrogram=False, use_csca=False),
     "spectrogram only": replace(SMALL, use_waveform=False, use_csca=False),
     "no coupling": replace(SMALL, use_csca=False),
-    "deep, wide stem stride": replace(SMALL, time_blocks=(2, 1, 2), spectrum_blocks=(1, 2, 2), stem_stride=4),
+    "deep, wide stem stride": replace(SMALL, time_blocks=(2, 1, 2), spectrum_blocks=(1, 2, 2), stem_hz=25.0),
 }
 SPECS = {
     "preset": PRESETS["ptbxl-super"].spec,

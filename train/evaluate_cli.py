@@ -1,0 +1,109 @@
+"""`m2jl evaluate`: options, progress and printing; the work is in `train.evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from train.evaluate import Scored
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def _evaluate() -> None:
+    """Evaluation."""
+
+
+@app.command("evaluate")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A .safetensors checkpoint, an .onnx file, or a shipped one.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)],
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(help="Fold to score; give it again for more.", show_default="the set's test folds"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Keep record, y_true and y_prob in this .npz file.", show_default=False)
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Send recordings through the runtime block by block, as a device would.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page for people into this file.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a model on folds of a data set at the thresholds shipped in it, with 95 % bootstrap intervals.
+
+    Example: m2jl evaluate m2jlnet-ptbxl-super-int8 --data ptb-xl --fold 10
+    """
+    import json
+
+    import numpy as np
+
+    from runtime.model import find_model
+    from train.cli import progress_bar, stepper
+    from train.errors import DataError
+    from train.evaluate import report, score
+
+    path = find_model(model)
+    with progress_bar() as bar:
+        task = bar.add_task("recordings", total=None)
+        scored = score(path, data, fold, stream=stream, cache=cache, progress=stepper(bar, task))
+        bar.update(task, description="intervals", total=None)
+        figures = report(path, scored)
+    if predictions is not None:
+        try:
+            with predictions.open("wb") as file:
+                np.savez(file, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
+        except OSError as error:
+            raise DataError(f"cannot write {predictions}: {error.strerror}") from error
+    if html is not None:
+        from train.report import write_html
+
+        write_html(html, figures, scored)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        _print(path, scored, figures)
+
+
+def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
+    """The figures for people."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    windows = f" in {figures['windows']} windows" if figures["windows"] != figures["records"] else ""
+    typer.echo(f"{path.name} on {figures['data']}, {scored.where}: {figures['records']} records{windows}", nl=False)
+    typer.echo(f" (thresholds from {figures['thresholds_from'] or 'an unknown set'})")
+    for name, what in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1 ")):
+        if figures[name] is None:
+            typer.echo(f"{what} -  (each label has all of these recordings, or none)")
+            continue
+        interval = figures["ci95"][name]
+        typer.echo(f"{what} {figures[name]:.4f}" + (" [{:.4f}, {:.4f}]".format(*interval) if interval else ""))
+    typer.echo(f"micro-F1  {figures['micro_f1']:.4f}")
+    if "argmax" in figures:
+        most_probable = figures["argmax"]
+        typer.echo(f"most probable label: accuracy {most_probable['accuracy']:.4f}", nl=False)
+        typer.echo(f", macro-F1 {most_probable['f1_macro']:.4f}", nl="challenge_f1" not in most_probable)
+        if "challenge_f1" in most_probable:
+            typer.echo(f", F1 as the challenge scores {most_probable['challenge_f1']:.4f}")
+    columns = ("auc", "f1", "sensitivity", "specificity", "ppv", "threshold")
+    table = Table("label", "AUC", "F1", "sens.", "spec.", "PPV", "threshold", "positives", box=SIMPLE_HEAD)
+    for label, row in figures["per_label"].items():
+        table.add_row(
+            label, *("-" if row[column] is None else f"{row[column]:.3f}" for column in columns), str(row["positives"])
+        )
+    Console().print(table)

@@ -1,0 +1,228 @@
+"""A preset on real recordings: what `m2jl train` does once its options are read.
+
+    task = load_task(preset("ptbxl-super"), Path("ptb-xl"))
+    result = train(task, Path("runs/teacher"))
+
+    opinions = cross_fit(task, Path("runs/held"), repeats=2)      # logits (records, labels)
+    result = train(task, Path("runs/teacher"), opinions=opinions)
+
+Cross-fitting gives every training recording a second opinion.  Annotators disagree, and a network that trains long
+enough learns their slips by heart.  So for each training fold a network is trained on the other folds, and what it
+says of the fold that it has not seen is kept; the final network learns these opinions beside the labels, as a student
+learns from its teacher (`train.objectives.Distillation`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from train import checkpoint
+from train.dataset import EcgData, load_table
+from train.errors import CheckpointError, DataError
+from train.model import M2JLNet
+from train.noise import load_noise
+from train.objectives import Distillation, MultiTask, Objective
+from train.presets import Preset
+from train.table import open_table
+from train.trainer import FitResult, Hooks, fit, make_fabric, predict
+
+OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
+SEED_STEP = 10  # between the networks of two repeats of one fold
+
+Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A preset with its recordings.
+
+    Attributes:
+        fold: (training recordings,) the fold of each.
+        noise: (channels, samples) mV of recorded noise, where the preset's augmentation asks for it.
+    """
+
+    preset: Preset
+    train: EcgData
+    validation: EcgData
+    fold: NDArray[np.int64]
+    noise: NDArray[np.float32] | None = None
+
+    def network(self, seed: int) -> M2JLNet:
+        """A new network, its weights drawn from the seed."""
+        torch.manual_seed(seed)
+        return M2JLNet(self.preset.network(self.train.statements.shape[1]), self.preset.spec)
+
+
+def load_task(
+    preset: Preset,
+    root: Path,
+    *,
+    noise: Path | None = None,
+    cache: Path | None = None,
+    say: Say = lambda _line: None,
+    progress: Progress = lambda _done, _total: None,
+) -> Task:
+    """Load the preset's recordings, and the noise if its folder is named.
+
+    Raises:
+        DataError: the folder holds no data set, none of these folds, or other labels; no epoch can be chosen on the
+            validation recordings; or the noise cannot be read.
+    """
+    table = open_table(root)
+    recorded = None if noise is None else load_noise(noise, preset.spec)
+    say("training recordings")
+    train = load_table(table, preset.spec, preset.train_folds, cache=cache, progress=progress)
+    say("validation recordings")
+    validation = load_table(table, preset.spec, (preset.validation_fold,), cache=cache, progress=progress)
+    if not (validation.targets.any(axis=0) & ~validation.targets.all(axis=0)).any():
+        raise DataError(
+            f"{root}: of no label do the {len(validation)} recordings to choose on (fold {preset.validation_fold}) "
+            "have both some that show it and some that do not"
+        )
+    fold_of = {recording.name: recording.fold for recording in table.recordings}
+    fold = np.asarray([fold_of[name] for name in train.record.tolist()], np.int64)
+    return Task(preset, train, validation, fold, recorded)
+
+
+def _take(data: EcgData, rows: NDArray[np.int64]) -> EcgData:
+    """Some of the recordings; the samples stay where they are."""
+    return replace(
+        data,
+        record=data.record[rows],
+        first=data.first[rows],
+        length=data.length[rows],
+        targets=data.targets[rows],
+        statements=data.statements[rows],
+    )
+
+
+def _info(task: Task, data: EcgData, folds: tuple[int, ...]) -> dict[str, Any]:
+    preset = task.preset
+    return {
+        "preset": preset.name,
+        "net_name": preset.net,
+        "contrastive": preset.contrastive,
+        "temperature": preset.temperature,
+        "auxiliary": preset.auxiliary,
+        "train_folds": list(folds),
+        "validation_fold": preset.validation_fold,
+        "records": len(data),
+    }
+
+
+def _tasks(preset: Preset, data: EcgData) -> MultiTask:
+    return MultiTask(
+        data.targets,
+        contrastive=preset.contrastive,
+        temperature=preset.temperature,
+        statements=data.statements,
+        auxiliary=preset.auxiliary,
+    )
+
+
+def train(
+    task: Task,
+    out: Path,
+    *,
+    opinions: NDArray[np.float32] | None = None,
+    fabric: Fabric | None = None,
+    hooks: Hooks | None = None,
+) -> FitResult:
+    """Train the preset's network, or go on where `out` left off; raises what `train.trainer.fit` raises.
+
+    Args:
+        opinions: (training recordings, labels) logits of `cross_fit`, or None to learn from the labels alone.
+    """
+    preset, data = task.preset, task.train
+    tasks = _tasks(preset, data)
+    info = _info(task, data, preset.train_folds)
+    objective: Objective = tasks
+    if opinions is not None:
+        objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
+        info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
+    return fit(
+        task.network(preset.fit.seed),
+        data,
+        task.validation,
+        objective,
+        preset.fit,
+        out,
+        info=info,
+        hooks=hooks,
+        fabric=fabric,
+        noise=task.noise,
+    )
+
+
+def cross_fit(
+    task: Task,
+    folder: Path,
+    *,
+    repeats: int,
+    fabric: Fabric | None = None,
+    hooks: Hooks | None = None,
+    say: Say = lambda _line: None,
+) -> NDArray[np.float32]:
+    """What networks that have not seen a recording say of it: mean logits (training recordings, labels).
+
+    Each of the ``repeats * folds`` networks is a run of its own under `folder`, with a seed of its own: an interrupted
+    call goes on where it was, and seeds of the final network can share them.
+
+    Raises:
+        CheckpointError: `folder` holds networks of another configuration, or cannot be written.
+        DivergedError, OutOfMemoryError: see `train.trainer.fit`.
+    """
+    preset, data = task.preset, task.train
+    total = np.zeros(data.targets.shape, np.float32)
+    folds = np.unique(task.fold).tolist()
+    fabric = fabric or make_fabric(device="cpu")
+    runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
+    for number, (repeat, fold) in enumerate(runs, start=1):
+        say(f"network {number} of {len(runs)}, without fold {fold}")
+        held = np.flatnonzero(task.fold == fold)
+        others = np.flatnonzero(task.fold != fold)
+        seen = _take(data, others)
+        seed = SEED_STEP * repeat + fold
+        result = fit(
+            task.network(seed),
+            seen,
+            task.validation,
+            _tasks(preset, seen),
+            replace(preset.fit, seed=seed),
+            folder / f"{repeat}-{fold}",
+            info=_info(task, seen, tuple(f for f in folds if f != fold)),
+            hooks=hooks,
+            fabric=fabric,
+            noise=task.noise,
+        )
+        total[held] += _opinion(result.best, _take(data, held), fabric.device)
+    return total / np.float32(repeats)
+
+
+def _opinion(best: Path, data: EcgData, device: torch.device) -> NDArray[np.float32]:
+    """The network's logits, kept beside it: a resumed call need not compute them again."""
+    path = best.with_name("held-out.npy")
+    if path.is_file():
+        kept: NDArray[np.float32] = np.load(path)
+        return kept
+    logits = predict(checkpoint.load_network(best)[0].to(device), data)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            np.save(stream, logits)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    return logits
