@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", show_default=False)]
 OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
 RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
-DataFolder = Annotated[Path, typer.Option(help="Folder of PTB-XL.", show_default=False)]
+DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
 Noise = Annotated[
     Path | None,
@@ -51,7 +51,7 @@ def compress(
         report = run_pipeline(
             checkpoint,
             loaded,
-            preset(PRESET),
+            preset(loaded.preset),
             data,
             out,
             noise=noise,
@@ -60,10 +60,10 @@ def compress(
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     for stage, row in report.stages.items():
-        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}" if "macro_auc" in row else ""
-        size = f", {row['file_kb']:.0f} KB, {row['latency_ms']['p50']:.2f} ms" if "file_kb" in row else ""
-        typer.echo(f"{stage:<9} {figures}{size}  {row['file']}")
-    typer.echo(f"passed; figures are of {report.validation}; {out / 'report.json'}")
+        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}"
+        speed = f", {row['latency_ms']['p50']:.2f} ms" if "latency_ms" in row else ""
+        typer.echo(f"{stage:<9} {figures}, {row['file_kb']:.0f} KB{speed}  {row['file']}")
+    typer.echo(f"passed; figures are of {report.validation}; {out / 'report.html'}")
 
 
 @app.command("distill")
@@ -80,6 +80,7 @@ def distill(
     Example: m2jl distill teacher.safetensors --data ptb-xl --out runs/student
     """
     from compress.distill import distill as run
+    from compress.distill import student_spec
     from compress.recipe import load_recipe
     from train.checkpoint import load_network
     from train.cli import epoch_teller, progress_bar, stepper
@@ -88,18 +89,20 @@ def distill(
     from train.presets import preset
     from train.trainer import Hooks
 
-    loaded, chosen = load_recipe(recipe), preset(PRESET)
+    loaded = load_recipe(recipe)
+    chosen = preset(loaded.preset)
     net, _ = load_network(checkpoint)
+    spec = student_spec(loaded, net.spec)
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
-        train_data = load(data, net.spec, chosen.train_folds, cache=cache)
-        validation = load(data, net.spec, [chosen.validation_fold], cache=cache)
+        train_data, heard = (load(data, eaten, chosen.train_folds, cache=cache) for eaten in (spec, net.spec))
         result = run(
             checkpoint,
             loaded,
             train_data,
-            validation,
+            load(data, spec, [chosen.validation_fold], cache=cache),
             out,
+            heard=heard,
             noise=None if noise is None else load_noise(noise, net.spec),
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
@@ -172,12 +175,12 @@ def verify(
     from train.evaluate import onnx_logits
     from train.presets import preset
 
-    gate = load_recipe(recipe).gate
+    loaded = load_recipe(recipe)
     models = [Model.load(find_model(path), threads=2) for path in (reference, candidate)]
     eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
     if eat_and_say[0] != eat_and_say[1]:
         raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")
-    validation = load(data, models[0].spec, [preset(PRESET).validation_fold], cache=cache)
+    validation = load(data, models[0].spec, [preset(loaded.preset).validation_fold], cache=cache)
     logits = [onnx_logits(model, validation) for model in models]
     comparison = compare(logits[0], logits[1], validation, models[0].spec)
     if as_json:
@@ -185,4 +188,4 @@ def verify(
     else:
         for name, value in comparison.as_dict().items():
             typer.echo(f"{name:<17} {value}")
-    check(comparison, "verify", gate)
+    check(comparison, "verify", loaded.gate)

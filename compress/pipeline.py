@@ -2,29 +2,31 @@
 
     report = run_pipeline(Path("teacher.safetensors"), recipe, Path("ptb-xl"), Path("out"))
 
-Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx`` and
-``report.json``.  The shipped file's thresholds are tuned on the validation fold with the quantized model's own
-probabilities.  A stage that loses more than the gate allows ends the run with `GateFailed`; the report is written
-all the same and says so.
+Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx``, ``report.json``
+and the same as a page, ``report.html``.  The shipped file's thresholds are tuned on the validation fold with the
+quantized model's own probabilities.  A stage that loses more than the gate allows ends the run with `GateFailed`; the
+report is written all the same and says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.distill import distill, student_network
-from compress.errors import GateFailed
+from compress.distill import distill, student_network, student_spec
+from compress.errors import CompressError, GateFailed
 from compress.export import export
 from compress.quantize import quantize, with_spec
 from compress.recipe import Recipe
+from compress.report import versions, write_html
 from compress.verify import Comparison, check, compare
 from runtime.bench import BenchConfig, bench
 from runtime.model import Model, read_model, sigmoid
@@ -48,18 +50,19 @@ class Report:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     passed: bool = False
     failure: str = ""
+    versions: dict[str, str | None] = field(default_factory=versions)
 
-    def write(self, path: Path) -> None:
-        """Write `report.json`."""
-        fields = {
-            "recipe": self.recipe,
-            "teacher": self.teacher,
-            "validation": self.validation,
-            "stages": self.stages,
-            "passed": self.passed,
-            "failure": self.failure,
-        }
-        write_atomically(path, json.dumps(fields, indent=1) + "\n")
+    def write(self, folder: Path) -> None:
+        """Write `report.json`, and `report.html` beside it."""
+        fields = asdict(self)
+        write_atomically(folder / "report.json", json.dumps(fields, indent=1) + "\n")
+        write_html(folder / "report.html", fields)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Which file a stage gave."""
+    data = path.read_bytes()
+    return {"file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "file_kb": round(len(data) / 1024, 1)}
 
 
 def tuned(path: Path, logits: NDArray[np.float32], data: EcgData, measured: dict[str, float | int | str]) -> None:
@@ -104,17 +107,32 @@ def run_pipeline(
     recorded = None if noise is None else load_noise(noise, net.spec)
     fold = preset.validation_fold
     say("recordings")
-    train_data = load(data, net.spec, preset.train_folds, cache=cache)
-    validation = load(data, net.spec, [fold], cache=cache)
-    report = Report(recipe.model_dump(), str(teacher), f"PTB-XL fold {fold}, {len(validation)} records")
-    teacher_logits = predict(net, validation)
-    report.stages["teacher"] = {"file": str(teacher), "parameters": net.spec.parameters, "macs": net.spec.macs}
-    result = distill(teacher, recipe, train_data, validation, out / "student", noise=recorded, hooks=hooks, say=say)
+    spec = student_spec(recipe, net.spec)
+    train_data = load(data, spec, preset.train_folds, cache=cache)
+    validation = load(data, spec, [fold], cache=cache)
+    heard, heard_validation = train_data, validation
+    if spec.leads != net.spec.leads:
+        heard = load(data, net.spec, preset.train_folds, cache=cache)
+        heard_validation = load(data, net.spec, [fold], cache=cache)
+        if not np.array_equal(heard_validation.record, validation.record):
+            raise CompressError("some validation recordings can be read with the teacher's leads or the student's only")
+    report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
+    teacher_logits = predict(net, heard_validation)
+    own = compare(teacher_logits, teacher_logits, validation, net.spec).as_dict()
+    report.stages["teacher"] = {
+        **_file(teacher),
+        "parameters": net.spec.parameters,
+        "macs": net.spec.macs,
+        **{key: own[key] for key in ("macro_auc", "macro_f1", "auc", "f1")},
+    }
+    result = distill(
+        teacher, recipe, train_data, validation, out / "student", heard=heard, noise=recorded, hooks=hooks, say=say
+    )
     student, _ = load_network(result.best)
     student_logits = predict(student, validation)
     taught = compare(teacher_logits, student_logits, validation, student.spec)
     report.stages["distill"] = {
-        "file": str(result.best),
+        **_file(result.best),
         "parameters": student.spec.parameters,
         "macs": student.spec.macs,
         "epoch": result.best_epoch,
@@ -130,7 +148,7 @@ def run_pipeline(
         report.failure = str(error)
         raise
     finally:
-        report.write(out / "report.json")
+        report.write(out)
     return report
 
 
@@ -161,11 +179,17 @@ def _deploy(
         unproven = _unproven(path)
         logits = onnx_logits(Model.load(unproven, threads=2), validation)
         comparison = compare(before, logits, validation, spec)
-        report.stages[stage] = {"file": str(unproven), **comparison.as_dict(), "passed": False}
+        report.stages[stage] = {
+            **_file(unproven),
+            "parameters": spec.parameters,
+            "macs": spec.macs,
+            **comparison.as_dict(),
+            "passed": False,
+        }
         check(comparison, stage, recipe.gate)
         tuned(unproven, logits, validation, _figures(comparison, fold, len(validation)))
         os.replace(unproven, path)
-        report.stages[stage] |= {"file": str(path), "passed": True}
+        report.stages[stage] |= {**_file(path), "passed": True}
         return logits
 
     say("export")
@@ -177,4 +201,4 @@ def _deploy(
     verify("quantize", int8, exported)
     say("benchmark")
     for stage, row in zip(("export", "quantize"), bench([fp32, int8], BenchConfig(), []), strict=True):
-        report.stages[stage] |= {key: row[key] for key in ("sha256", "latency_ms", "file_kb", "machine")}
+        report.stages[stage] |= {key: row[key] for key in ("latency_ms", "machine")}

@@ -26,9 +26,10 @@ class _Section(BaseModel):
 
 
 class Student(_Section):
-    """The network that is taught, and for how long."""
+    """The network that is taught, and for how long; `leads` where it is to see fewer than its teacher."""
 
     net: str
+    leads: tuple[str, ...] | None = None
     epochs: Count = 30
     batch: Count = 64
     peak_rate: Positive = 3e-3
@@ -73,9 +74,10 @@ class Gate(_Section):
 
 
 class Recipe(_Section):
-    """A whole recipe."""
+    """A whole recipe; `preset` names the training task whose recordings and folds are used."""
 
     name: str
+    preset: str = "ptbxl-super"
     student: Student
     distill: Distill = Distill()
     quantize: Quantize = Quantize()

@@ -55,6 +55,8 @@ class Comparison:
             "macro_f1": _figure(self.f1.mean()),
             "macro_auc_drop": _figure(self.auc_drop.mean()),
             "macro_f1_drop": _figure(self.f1_drop.mean()),
+            "auc": {label: _figure(a) for label, a in zip(self.labels, self.auc, strict=True)},
+            "f1": {label: _figure(f) for label, f in zip(self.labels, self.f1, strict=True)},
             "auc_drop": {label: _figure(d) for label, d in zip(self.labels, self.auc_drop, strict=True)},
             "f1_drop": {label: _figure(d) for label, d in zip(self.labels, self.f1_drop, strict=True)},
         }

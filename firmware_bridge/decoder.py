@@ -59,6 +59,11 @@ class Decoder:
         self._collect(rest)
         return frames
 
+    def forget(self) -> None:
+        """Drop the beginning of a frame whose end cannot come any more: the line was cut behind it."""
+        self._pending.clear()
+        self._overlong = False
+
     def _collect(self, run: bytes) -> None:
         if self._overlong:
             return

@@ -6,9 +6,11 @@
         for block in device.blocks():
             consume(block)
 
-`blocks` ends when the device says that it stopped and raises `LinkLost` when the port goes or falls silent. A
-device that streams without being asked needs no `start`, and does not mind one. One that restarts by itself
-while it was to stream is started again; the first block after that says `restarted`.
+`blocks` ends when the device says that it stopped and raises `LinkLost` when the port goes or falls silent, or
+waits for it to come back: `device.blocks(reconnect_s=60)`. What was lost meanwhile is the first block's
+`missing_samples`, exact to the sample if the device kept its power. A device that streams without being asked
+needs no `start`, and does not mind one. One that restarts by itself while it was to stream is started again; the
+first block after that says `restarted`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from firmware_bridge.blocks import Block, BlockAssembler
 from firmware_bridge.decoder import Decoder
-from firmware_bridge.errors import DropReason, LinkLost, NoDevice, ProtocolError
-from firmware_bridge.link import Link
+from firmware_bridge.errors import DropReason, LinkLost, NoDevice, PortError, ProtocolError
+from firmware_bridge.link import POLL_S, Link
 from firmware_bridge.messages import (
     Ack,
     Command,
@@ -40,13 +42,27 @@ from firmware_bridge.messages import (
 )
 from firmware_bridge.protocol import Frame
 
-__all__ = ["Block", "BlockAssembler", "Device", "DeviceStats"]
+__all__ = ["Block", "BlockAssembler", "Device", "DeviceStats", "LinkChange"]
 
 _log = logging.getLogger("firmware_bridge")
 
 _RETRY_S = 0.5
 """A command without an answer is sent again after this time."""
+_SILENCE_S = 3.0
+"""A device says something every second: three times nothing is a fault."""
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 2.0
+"""Before an attempt to open a lost link again; doubled from the first to the longest."""
 _LOG_LEVELS = {LogLevel.DEBUG: logging.DEBUG, LogLevel.WARNING: logging.WARNING}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """The link went, or came back."""
+
+    state: Literal["lost", "back"]
+    detail: str
+    """Why it went, or after how long it came back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +103,25 @@ class Device:
         self._streaming = False
         self._interrupted = False
         self._closed = False
+        self._introduced = False
+        self._reason: StopReason | None = None
+        self._device_id: str | None = None
         self._layout: tuple[tuple[str, ...], int] | None = None
         try:
-            self._info = self._greet()
+            self._greet()
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, url: str, timeout_s: float = 5.0) -> Self:
+    def open(cls, url: str, timeout_s: float = 5.0, tap: Callable[[bytes], object] | None = None) -> Self:
         """Open the port at `url` and wait up to `timeout_s` for the device's INFO.
 
-        The same time later bounds how long a command may stay unanswered and a streaming device silent.
-        Raises `PortError` if the port cannot be opened, `NoDevice` if nothing answers, `ProtocolError` for
-        another version.
+        The same time later bounds how long a command may stay unanswered. `tap` is given every byte that
+        comes. Raises `PortError` if the port cannot be opened, `NoDevice` if nothing answers, `ProtocolError`
+        for another version.
         """
-        return cls(Link.open(url), timeout_s)
+        return cls(Link.open(url, tap), timeout_s)
 
     @property
     def info(self) -> Info:
@@ -145,23 +164,55 @@ class Device:
         self._started = False
         self._command(CommandKind.STOP)
 
-    def blocks(self) -> Iterator[Block]:
+    def set_rate(self, rate_hz: float) -> Info:
+        """Make a stopped device sample at `rate_hz`; gives the INFO that holds from now on.
+
+        Raises `ProtocolError` if the device refuses, or speaks protocol 1.0, and `NoDevice` if it does not
+        answer.
+        """
+        return self._set(CommandKind.SET_RATE, round(rate_hz * 1000).to_bytes(4, "little"))
+
+    def set_leads(self, mask: int) -> Info:
+        """Make a stopped device send only some of its leads; gives the INFO that holds from now on.
+
+        Bit n of `mask` is lead n of the INFO at boot. Raises as `set_rate`.
+        """
+        return self._set(CommandKind.SET_LEADS, mask.to_bytes(2, "little"))
+
+    def blocks(
+        self, *, reconnect_s: float = 0.0, on_link: Callable[[LinkChange], object] | None = None
+    ) -> Iterator[Block]:
         """Yield blocks as they arrive until the device says it stopped, or `interrupt` or `close` was called.
 
-        Raises `LinkLost` when the port goes, or when no frame came for `timeout_s`: a working device says
-        something every second, so silence is a fault and never an end.
+        A link is lost when the port goes or when no frame came for three seconds: a working device says
+        something every second, so silence is a fault and never an end. Then the address is opened again, for
+        up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was. `on_link` is told
+        of both.
+
+        Raises `LinkLost` when the link did not come back in time, and `ProtocolError` when what came back has
+        other leads or another rate.
         """
         heard_s = time.monotonic()
-        while not (self._interrupted or self._closed):
+        silence_s = min(_SILENCE_S, self._timeout_s)
+        while not self._ended:
             if self._ready:
                 yield self._ready.popleft()
                 heard_s = time.monotonic()
-            elif self._stopped:
+                continue
+            if self._stopped:
                 return
-            elif self._pump():
+            try:
+                if self._pump():
+                    heard_s = time.monotonic()
+                elif time.monotonic() - heard_s > silence_s:
+                    raise LinkLost(f"lost {self.url}: the device has said nothing for {silence_s:g} s")
+            except LinkLost as error:
+                if self._closed:
+                    return
+                if reconnect_s <= 0:
+                    raise
+                self._come_back(error, reconnect_s, on_link or (lambda _change: None))
                 heard_s = time.monotonic()
-            elif time.monotonic() - heard_s > self._timeout_s:
-                raise LinkLost(f"lost {self.url}: the device has said nothing for {self._timeout_s:g} s")
 
     def interrupt(self) -> None:
         """Make `start` and `blocks` end within a tenth of a second, and `blocks` at once from then on.
@@ -189,10 +240,63 @@ class Device:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _greet(self) -> Info:
+    @property
+    def _ended(self) -> bool:
+        return self._interrupted or self._closed
+
+    def _come_back(self, lost: LinkLost, limit_s: float, tell: Callable[[LinkChange], object]) -> None:
+        """Open the link again and go on as before; return without it only if someone asked to end."""
+        tell(LinkChange("lost", str(lost)))
+        lost_s, wait_s = time.monotonic(), _FIRST_WAIT_S
+        started, said = self._started, ""
+        while True:
+            self._link.close()
+            again_s = time.monotonic() + wait_s
+            while not self._ended and (left_s := again_s - time.monotonic()) > 0:
+                time.sleep(min(left_s, POLL_S))
+            if self._ended:
+                return
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            try:
+                self._link = self._link.reopen()
+                self._decoder.forget()
+                self._greet(with_status=True)
+                if started:
+                    self._start_again()
+            except (PortError, NoDevice, LinkLost) as error:
+                if time.monotonic() - lost_s > limit_s:
+                    raise LinkLost(f"{lost}; it did not come back within {limit_s:g} s: {error}") from error
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("waiting for %s: %s", self.url, error)
+            else:
+                tell(LinkChange("back", f"{self.url} is back after {time.monotonic() - lost_s:.1f} s"))
+                return
+
+    def _start_again(self) -> None:
+        """Start what was started, unless it came to its end meanwhile: then `blocks` ends, its rest counted."""
+        try:
+            if self._reason is not StopReason.END_OF_RECORDING:
+                self.start()
+        except ProtocolError:
+            if self._reason is not StopReason.END_OF_RECORDING:
+                raise
+
+    def _set(self, kind: CommandKind, argument: bytes) -> Info:
+        self._layout = None  # the next INFO may say something else
+        self._command(kind, argument)
+        self._greet()
+        return self._info
+
+    def _greet(self, *, with_status: bool = False) -> None:
+        """Say HELLO until an INFO comes, and a STATUS too where that is asked for."""
+        self._introduced = False
+        self._reason = None
         for _ in self._attempts(CommandKind.HELLO):
-            if self._assembler.info is not None:
-                return self._assembler.info
+            if self._introduced and not (with_status and self._reason is None):
+                return
+            if self._ended:
+                break
         stats = self.stats
         if stats.other_version:
             raise ProtocolError(f"the device at {self.url} speaks another version: {self._decoder.stats.last_error}")
@@ -202,10 +306,10 @@ class Device:
             )
         raise NoDevice(f"no device answers at {self.url} within {self._timeout_s:g} s: is it on, and is this its port?")
 
-    def _command(self, kind: CommandKind) -> None:
+    def _command(self, kind: CommandKind, argument: bytes = b"") -> None:
         """Send a command until it is acknowledged; for START, samples are as good, and `interrupt` gives up."""
         self._ack = None
-        for _ in self._attempts(kind):
+        for _ in self._attempts(kind, argument):
             if self._ack is not None and self._ack.result is not Result.OK:
                 raise ProtocolError(f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}")
             if self._ack is not None:
@@ -214,20 +318,20 @@ class Device:
                 return
         raise NoDevice(f"{self.info.device_id} at {self.url} does not answer {kind.name}")
 
-    def _attempts(self, kind: CommandKind) -> Iterator[None]:
+    def _attempts(self, kind: CommandKind, argument: bytes = b"") -> Iterator[None]:
         """Send `kind` now and every `_RETRY_S`, and yield after every read until `timeout_s` is over."""
         self._command_id = (self._command_id + 1) % (1 << 16)
         deadline_s = time.monotonic() + self._timeout_s
         send_s = 0.0
         while (now_s := time.monotonic()) < deadline_s:
             if now_s >= send_s:
-                self._send(kind)
+                self._send(kind, argument)
                 send_s = now_s + _RETRY_S
             self._pump()
             yield
 
-    def _send(self, kind: CommandKind) -> None:
-        self._link.write(Frame(self._sequence, 0, Command(self._command_id, kind)).encode())
+    def _send(self, kind: CommandKind, argument: bytes = b"") -> None:
+        self._link.write(Frame(self._sequence, 0, Command(self._command_id, kind, argument)).encode())
         self._sequence += 1
 
     def _pump(self) -> bool:
@@ -238,6 +342,8 @@ class Device:
         return bool(frames)
 
     def _handle(self, frame: Frame) -> None:
+        if isinstance(frame.message, Info):
+            self._recognise(frame.message)
         block = self._assembler.push(frame)
         if block is not None:
             self._ready.append(block)
@@ -259,6 +365,7 @@ class Device:
                 _log.warning("%s reports error %d: %s", self.url, code, text)
 
     def _follow(self, status: Status) -> None:
+        self._reason = status.reason
         if status.streaming:
             self._stopped = False
         elif self._started and status.reason is StopReason.POWER_ON:
@@ -267,6 +374,12 @@ class Device:
         else:
             self._started = False
             self._stopped = True
+
+    def _recognise(self, info: Info) -> None:
+        """Whoever was plugged in instead is someone else's electrodes; its samples must not be taken for ours."""
+        if self._device_id not in (None, info.device_id):
+            raise LinkLost(f"lost {self.url}: {info.device_id} answers there now, not {self._device_id}")
+        self._device_id = info.device_id
 
     def _learn(self, info: Info) -> None:
         """Whoever takes the blocks has prepared for the leads and the rate of the first INFO."""
@@ -278,3 +391,4 @@ class Device:
             )
         self._layout = layout
         self._info = info
+        self._introduced = True

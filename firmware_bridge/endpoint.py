@@ -18,6 +18,7 @@ import struct
 import sys
 import termios
 import tty
+from pathlib import Path
 from typing import Protocol, Self
 
 from firmware_bridge.errors import LinkLost, PortError
@@ -47,14 +48,26 @@ class Endpoint(Protocol):
         """Bytes sent and not yet read, or None where only the other side's leaving tells that it has read
         all."""
 
+    def unplug(self) -> None:
+        """Pull the cable: the other side sees its port go."""
+
+    def replug(self) -> None:
+        """Put the cable back under the same `url`; `wait_for_client` is needed again."""
+
     def close(self) -> None:
-        """Unplug."""
+        """Unplug for good."""
 
 
 class PtyEndpoint:
     """A pseudo-terminal, which programs open like a serial port."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: Path | None = None) -> None:
+        """Open a pseudo-terminal. `link` is a symbolic link to make to it, for a name that stays when it is
+        unplugged and gets another number."""
+        self._link = link
+        self.replug()
+
+    def replug(self) -> None:
         try:
             self._master, self._slave = os.openpty()
         except OSError as error:
@@ -63,7 +76,16 @@ class PtyEndpoint:
         # they come.
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
-        self.url = f"serial://{os.ttyname(self._slave)}"
+        name = os.ttyname(self._slave)
+        if self._link is not None:
+            try:
+                if self._link.is_symlink():  # left over from a run that was killed
+                    self._link.unlink()
+                self._link.symlink_to(name)
+            except OSError as error:
+                self._close_both()
+                raise PortError(f"cannot make the link {self._link}: {error.strerror}") from error
+        self.url = f"serial://{self._link.absolute() if self._link else name}"
 
     def wait_for_client(self, timeout_s: float) -> bool:
         """A cable does not tell whether someone listens: true at once."""
@@ -88,7 +110,15 @@ class PtyEndpoint:
         waiting = struct.pack("i", 0)
         return int.from_bytes(fcntl.ioctl(self._slave, termios.FIONREAD, waiting), sys.byteorder)
 
+    def unplug(self) -> None:
+        if self._link is not None and self._master >= 0:
+            self._link.unlink(missing_ok=True)
+        self._close_both()
+
     def close(self) -> None:
+        self.unplug()
+
+    def _close_both(self) -> None:
         for fd in (self._master, self._slave):
             if fd >= 0:
                 os.close(fd)
@@ -107,11 +137,17 @@ class TcpEndpoint:
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         """Listen on `host`:`port`; port 0 takes a free one, and `url` names it."""
         self._client: socket.socket | None = None
+        self._address = (host, port)
+        self.replug()
+        self._address = (host, self._listener.getsockname()[1])
+        self.url = f"tcp://{host}:{self._address[1]}"
+
+    def replug(self) -> None:
+        host, port = self._address
         try:
-            self._listener = socket.create_server((host, port), backlog=1)
+            self._listener = socket.create_server(self._address, backlog=1)
         except (OSError, OverflowError) as error:
             raise PortError(f"cannot listen on {host}:{port}: {error}; choose another port") from error
-        self.url = f"tcp://{host}:{self._listener.getsockname()[1]}"
 
     def wait_for_client(self, timeout_s: float) -> bool:
         readable, _, _ = select.select([self._listener.fileno()], [], [], timeout_s)
@@ -148,10 +184,14 @@ class TcpEndpoint:
     def unread_bytes(self) -> int | None:
         return None
 
-    def close(self) -> None:
+    def unplug(self) -> None:
         self._listener.close()
         if self._client is not None:
             self._client.close()
+            self._client = None
+
+    def close(self) -> None:
+        self.unplug()
 
     def __enter__(self) -> Self:
         return self

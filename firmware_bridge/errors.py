@@ -6,7 +6,8 @@
     ├── LinkLost                it was open and working, and went away
     ├── ProtocolError           the other side says something this side cannot accept, or refuses a command
     │   └── FrameError          one frame is not valid; the decoder counts these and goes on
-    └── RecordingError          a recording cannot be read or cannot be replayed
+    ├── RecordingError          a recording cannot be read or cannot be replayed
+    └── OptionError             an option of a command makes no sense
 
 Messages are one line each and name the port or file, because they reach the user as they are.
 """
@@ -42,6 +43,10 @@ class ProtocolError(BridgeError):
 
 class RecordingError(BridgeError):
     """A recording is missing, damaged, or cannot be replayed."""
+
+
+class OptionError(BridgeError):
+    """An option of a command makes no sense."""
 
 
 class DropReason(StrEnum):

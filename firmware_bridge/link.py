@@ -1,25 +1,32 @@
 """A byte stream to a board, opened by URL.
 
     serial:///dev/ttyUSB0?baud=230400     a serial port; 230400 is the default
+    serial:///dev/serial/by-id/usb-FTDI…  the same adapter, whatever number it gets when it is plugged in again
+    serial://usb:0403:6001                the only adapter with these USB ids (vendor and product, hexadecimal)
+    serial://usb:0403:6001:A50285BI       the one of several that has this serial number
     serial:///dev/pts/5                   a pseudo-terminal, as `m2jl emulate` makes them
     tcp://192.168.1.20:7000               a serial server, or an emulator
 
     with Link.open("serial:///dev/ttyUSB0") as link:
         data = link.read()
 
-This is a thin layer over pyserial: it turns the many ways in which that fails into `PortError` and
-`LinkLost`, and reads whatever has arrived at once, since reading byte by byte costs a hundred times as much.
+A link that broke stays broken; `reopen` makes a new one of the same address. This is a thin layer over pyserial:
+it turns the many ways in which that fails into `PortError` and `LinkLost`, and reads whatever has arrived at
+once, since reading byte by byte costs a hundred times as much.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
+from collections.abc import Callable
 from typing import Self
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import serial
+from serial.tools import list_ports
 
 from firmware_bridge.errors import LinkLost, PortError
 
@@ -36,25 +43,47 @@ _FORMS = "expected serial:///dev/ttyUSB0?baud=230400 or tcp://host:port"
 class Link:
     """An open port. Any failure of one that was open is `LinkLost`."""
 
-    def __init__(self, port: serial.Serial, url: str, *, counts_waiting: bool = True) -> None:
+    def __init__(
+        self,
+        port: serial.Serial,
+        url: str,
+        *,
+        counts_waiting: bool = True,
+        tap: Callable[[bytes], object] | None = None,
+    ) -> None:
         """Take over `port`. A socket does not say how many bytes wait, only that some do: `counts_waiting` is
-        false."""
+        false. `tap` is given all that is read."""
         self.url = url
         self._port = port
         self._counts_waiting = counts_waiting
+        self._tap = tap
         self._closed = False
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, tap: Callable[[bytes], object] | None = None) -> Self:
         """Open `url`; `PortError` says what is wrong with it or with the port, and what to do."""
         parts = _split(url)
         if parts.scheme == "tcp":
-            return cls(_open_tcp(url, parts), url, counts_waiting=False)
-        return cls(_open_serial(url, parts), url)
+            return cls(_open_tcp(url, parts), url, counts_waiting=False, tap=tap)
+        return cls(_open_serial(url, parts), url, tap=tap)
+
+    def reopen(self) -> Self:
+        """Close this link and open its address again, without what the system still held of the old one.
+
+        Raises `PortError` as `open` does, for example while the device is unplugged.
+        """
+        self.close()
+        return type(self).open(self.url, self._tap)
 
     def read(self) -> bytes:
         """Return what has arrived, after waiting up to `POLL_S` for the first byte; empty if none came."""
         self._check_open()
+        data = self._read()
+        if data and self._tap is not None:
+            self._tap(data)
+        return data
+
+    def _read(self) -> bytes:
         try:
             # An unplugged port raises a plain OSError from in_waiting, and SerialException (also an OSError)
             # from read.
@@ -65,7 +94,7 @@ class Link:
                 self._port.timeout = POLL_S
                 return data
             return self._port.read(max(1, waiting))
-        except OSError as error:
+        except (OSError, TypeError) as error:  # TypeError: pyserial, when another thread closes the port meanwhile
             raise LinkLost(f"lost {self.url}: {error}") from error
 
     def write(self, data: bytes) -> None:
@@ -125,6 +154,8 @@ def _baud(url: str, parts: SplitResult) -> int:
 
 def _open_serial(url: str, parts: SplitResult) -> serial.Serial:
     name = parts.netloc or parts.path  # serial://COM3 has no path, serial:///dev/ttyUSB0 has nothing else
+    if name.startswith("usb:"):
+        name = _find_usb(url, name)
     baud = _baud(url, parts)
     try:
         return serial.Serial(name, baud, timeout=POLL_S, write_timeout=_WRITE_TIMEOUT_S, exclusive=True)
@@ -132,12 +163,29 @@ def _open_serial(url: str, parts: SplitResult) -> serial.Serial:
         raise PortError(f"cannot open {name}: {_serial_advice(name, error)}") from error
 
 
+def _find_usb(url: str, name: str) -> str:
+    """The port of the adapter that `usb:VENDOR:PRODUCT` or `usb:VENDOR:PRODUCT:SERIAL` means."""
+    match = re.fullmatch(r"usb:([0-9a-fA-F]{1,4}):([0-9a-fA-F]{1,4})(?::(.+))?", name)
+    if match is None:
+        raise PortError(f"{url!r}: USB ids are written as in serial://usb:0403:6001 or serial://usb:0403:6001:SERIAL")
+    vendor, product, number = int(match[1], 16), int(match[2], 16), match[3]
+    found = [
+        port
+        for port in list_ports.comports()
+        if (port.vid, port.pid) == (vendor, product) and number in (None, port.serial_number)
+    ]
+    if not found:
+        raise PortError(f"no serial port has the USB id {name[4:]}. Is the device plugged in? `m2jl devices` lists all")
+    if len(found) > 1:
+        each = ", ".join(f"{port.device} (serial number {port.serial_number or 'none'})" for port in found)
+        raise PortError(f"{len(found)} serial ports have the USB id {name[4:]}: {each}; add one's number")
+    return str(found[0].device)
+
+
 def _serial_advice(name: str, error: Exception) -> str:
     match getattr(error, "errno", None):
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-            return (
-                "there is no such port. Is the device plugged in? `python -m serial.tools.list_ports` lists the ports"
-            )
+            return "there is no such port. Is the device plugged in? `m2jl devices` lists the ports"
         case errno.EACCES | errno.EPERM:
             return (
                 "no permission. Add yourself to the group that owns it, on most systems "

@@ -74,6 +74,10 @@ class CommandKind(IntEnum):
     START = 2
     STOP = 3
     PING = 4
+    SET_RATE = 5
+    """Since 1.1. Argument: u32, samples per second and lead, in mHz."""
+    SET_LEADS = 6
+    """Since 1.1. Argument: u16, a bit per physical lead; bit 0 is the first lead of the INFO at boot."""
 
 
 def malformed(text: str) -> FrameError:

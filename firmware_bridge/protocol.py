@@ -20,7 +20,7 @@ from firmware_bridge.errors import DropReason, FrameError, ProtocolError
 from firmware_bridge.messages import MESSAGES, Message, Samples
 
 MAJOR_VERSION = 1
-MINOR_VERSION = 0
+MINOR_VERSION = 1
 DELIMITER = b"\0"
 MAX_PAYLOAD_BYTES = 1024
 SEQUENCE_MODULO = 1 << 16
@@ -52,7 +52,12 @@ class Frame:
             raise ProtocolError(f"a payload of {len(payload)} bytes; a frame holds {MAX_PAYLOAD_BYTES}")
         version = MAJOR_VERSION << 4 | self.minor_version
         body = _HEADER.pack(version, self.message.TYPE, self.sequence % SEQUENCE_MODULO, self.tick) + payload
-        return DELIMITER + cobs.encode(body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")) + DELIMITER
+        return seal(body)
+
+
+def seal(body: bytes) -> bytes:
+    """Header and payload as they go on the wire: with a CRC, stuffed, between delimiters."""
+    return DELIMITER + cobs.encode(body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")) + DELIMITER
 
 
 def decode_frame(stuffed: bytes) -> Frame:

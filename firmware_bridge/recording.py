@@ -9,6 +9,7 @@ this package does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from firmware_bridge.errors import RecordingError
 
+MAX_RATE_HZ = 32_000.0
+"""Twice what the fastest converters for biopotentials offer."""
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 _LEAD_NAMES = {
     name.lower(): name for name in ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -54,6 +57,25 @@ class Recording:
     @property
     def duration_s(self) -> float:
         return self.samples / self.rate_hz
+
+    def at_rate(self, rate_hz: float) -> Recording:
+        """The same signal at another rate, as if it repeated for ever: resampled through its spectrum.
+
+        Raises `RecordingError` if the rate leaves no sample or cannot be meant.
+        """
+        if rate_hz == self.rate_hz:
+            return self
+        samples = round(self.samples * rate_hz / self.rate_hz) if 0 < rate_hz <= MAX_RATE_HZ else 0
+        if not samples:
+            raise RecordingError(f"{self.name}: {self.samples} samples cannot be resampled to {rate_hz:g} Hz")
+        spectrum = np.fft.rfft(self.ecg_mv.astype(np.float64))
+        ecg_mv = np.fft.irfft(spectrum, samples) * (samples / self.samples)
+        return Recording(self.name, self.leads, rate_hz, ecg_mv.astype(np.float32), self.comments)
+
+    def choose(self, rows: Sequence[int]) -> Recording:
+        """Only the leads in these rows, in this order."""
+        leads = tuple(self.leads[row] for row in rows)
+        return Recording(self.name, leads, self.rate_hz, self.ecg_mv[list(rows)], self.comments)
 
 
 def read_recording(path: str | Path) -> Recording:

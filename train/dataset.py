@@ -114,6 +114,10 @@ def mean_by_record(values: Float32Array, rows: Int64Array, records: int) -> Floa
     return (sums / np.bincount(rows, minlength=records)[:, None]).astype(np.float32)
 
 
+class MissingLeadError(DataError):
+    """A recording without one of the leads that were asked for."""
+
+
 def default_cache() -> Path:
     """Where caches go unless told otherwise: `$XDG_CACHE_HOME/m2jlnet`, or `~/.cache/m2jlnet`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2jlnet"
@@ -142,7 +146,7 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
     try:
         columns = [index[lead.upper()] for lead in leads]
     except KeyError as error:
-        raise DataError(f"{path}: lead {error.args[0]} is not in it") from None
+        raise MissingLeadError(f"{path}: lead {error.args[0]} is not in it, but {', '.join(names)}") from None
     signal = np.ascontiguousarray(signal[columns], dtype=np.float32)
     if not signal.shape[1]:
         raise DataError(f"{path}: holds no samples")
@@ -229,6 +233,8 @@ def _fill(partial: Path, spec: ModelSpec, table: Table, recordings: Sequence[Rec
                 total += signal.size
                 padded += is_padded
             except DataError as error:
+                if isinstance(error, MissingLeadError) and not k:
+                    raise  # what the first recording lacks, the others will lack too
                 log.warning("left out: %s", error)
                 unreadable.append(str(recording.path.relative_to(table.root)))
             progress(k + 1, len(recordings))
@@ -253,7 +259,7 @@ def load(
     progress: Progress = lambda _done, _total: None,
 ) -> EcgData:
     """The recordings of the given folds of any known data set; see `load_table`."""
-    return load_table(open_table(root), spec, folds, cache=cache, progress=progress)
+    return load_table(open_table(root, spec.band_hz[1]), spec, folds, cache=cache, progress=progress)
 
 
 def load_table(

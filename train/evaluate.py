@@ -24,7 +24,7 @@ from runtime.model import Model, sigmoid
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_table, mean_by_record, read_signal
 from train.errors import CheckpointError
-from train.metrics import Confusion, auc, bootstrap_interval, macro_auc, macro_f1
+from train.metrics import Confusion, Reliability, auc, average_precision, bootstrap_interval, brier, macro_auc, macro_f1
 from train.table import Table, open_table
 
 BATCH = 64
@@ -78,26 +78,24 @@ def score(
         runtime.errors.ModelError, train.errors.CheckpointError: the model cannot be used, or what it says of a
             recording is not a number.
     """
-    table = open_table(root)
-    folds = tuple(sorted(set(folds or table.test_folds)))
-    if stream and path.suffix == ".safetensors":
+    is_checkpoint = path.suffix == ".safetensors"
+    if stream and is_checkpoint:
         raise CheckpointError(f"{path}: only .onnx files can be streamed; m2jl export makes one of a checkpoint")
-
-    def load(spec: ModelSpec) -> EcgData:
-        return load_table(table, spec, folds, cache=cache, progress=progress)
-
-    if path.suffix == ".safetensors":
+    if is_checkpoint:
         from train.checkpoint import load_network
         from train.trainer import predict
 
         net, _ = load_network(path)
         spec, sha256 = net.spec, hashlib.sha256(path.read_bytes()).hexdigest()
-        data = load(spec)
-        logits = predict(net, data)
     else:
         model = Model.load(path, threads=2)
         spec, sha256 = model.spec, model.sha256
-        data = load(spec)
+    table = open_table(root, spec.band_hz[1])
+    folds = tuple(sorted(set(folds or table.test_folds)))
+    data = load_table(table, spec, folds, cache=cache, progress=progress)
+    if is_checkpoint:
+        logits = predict(net, data)
+    else:
         logits = _streamed_logits(model, table, data, progress) if stream else onnx_logits(model, data, progress)
     wrong = data.record[~np.isfinite(logits).all(axis=1)]
     if len(wrong):
@@ -160,6 +158,9 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
                 "sensitivity": round(float(sensitivity[k]), 4),
                 "specificity": round(float(specificity[k]), 4),
                 "ppv": round(float(ppv[k]), 4),
+                "average_precision": _figure(average_precision(truth[:, k], probability[:, k])),
+                "calibration_error": round(Reliability.of(truth[:, k], probability[:, k]).expected_error(), 4),
+                "brier": round(brier(truth[:, k], probability[:, k]), 4),
                 "threshold": spec.thresholds[k],
                 "positives": int(truth[:, k].sum()),
             }

@@ -100,8 +100,17 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
         typer.echo(f", macro-F1 {most_probable['f1_macro']:.4f}", nl="challenge_f1" not in most_probable)
         if "challenge_f1" in most_probable:
             typer.echo(f", F1 as the challenge scores {most_probable['challenge_f1']:.4f}")
-    columns = ("auc", "f1", "sensitivity", "specificity", "ppv", "threshold")
-    table = Table("label", "AUC", "F1", "sens.", "spec.", "PPV", "threshold", "positives", box=SIMPLE_HEAD)
+        typer.echo("  F1 " + ", ".join(f"{label} {f1:.3f}" for label, f1 in most_probable["f1"].items()))
+    columns = {
+        "auc": "AUC",
+        "f1": "F1",
+        "sensitivity": "sens.",
+        "specificity": "spec.",
+        "ppv": "PPV",
+        "calibration_error": "calib. error",
+        "threshold": "threshold",
+    }
+    table = Table("label", *columns.values(), "positives", box=SIMPLE_HEAD)
     for label, row in figures["per_label"].items():
         table.add_row(
             label, *("-" if row[column] is None else f"{row[column]:.3f}" for column in columns), str(row["positives"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from runtime.spec import ModelSpec
+from runtime.spec import LEADS_12, ModelSpec
 from train.cinc2017 import CLASSES
 from train.cpsc2018 import FINDINGS
 from train.errors import PresetError
@@ -168,11 +168,14 @@ def customised(name: str, *, net: str | None, spec: Mapping[str, Any], fit: Mapp
         noise: share of the recordings that recorded noise is mixed into.
 
     Raises:
-        PresetError: no such preset or network, or a spec that cannot be.
+        PresetError: no such preset, network or lead, or a spec that cannot be.
     """
     chosen = preset(name)
     if net is not None and net not in NETS:
         raise PresetError(f"there is no network {net!r}; there are: {', '.join(NETS)}")
+    unknown = [lead for lead in spec.get("leads") or () if lead not in LEADS_12]
+    if unknown:
+        raise PresetError(f"there is no lead {', '.join(map(repr, unknown))}; there are: {', '.join(LEADS_12)}")
     fields = {key: value for key, value in fit.items() if value is not None}
     augmentation = replace(chosen.fit.augmentation, noise=noise)
     chosen = replace(chosen, net=net or chosen.net, fit=replace(chosen.fit, augmentation=augmentation, **fields))

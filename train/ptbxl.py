@@ -43,6 +43,7 @@ RHYTHM = (
 )
 DATABASE, STATEMENTS = "ptbxl_database.csv", "scp_statements.csv"
 COLUMN_OF_RATE = {100: "filename_lr", 500: "filename_hr"}
+HIGH_AT_100_HZ = 45.0  # what is left of 50 Hz by a filter's slope
 FOLDS = range(1, 11)
 TEST_FOLDS = (10,)
 

@@ -112,8 +112,12 @@ def find_csv(root: Path, names: Sequence[str], is_it: Callable[[list[str]], bool
     return None
 
 
-def open_table(root: Path) -> Table:
+def open_table(root: Path, high_hz: float = 0.0) -> Table:
     """Recognise the data set in a folder, and read which recordings it has.
+
+    Args:
+        high_hz: what the recordings have to reach; PTB-XL has them at 100 and at 500 Hz, and the slower ones are taken
+            where they do, whatever rate they are then brought to.
 
     Raises:
         DataError: the folder holds none of the known sets, its table is damaged, or none of its recordings is there.
@@ -123,7 +127,7 @@ def open_table(root: Path) -> Table:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
     if ptbxl.recognises(root):
-        return ptbxl.read_table(root)
+        return ptbxl.read_table(root, 100 if high_hz <= ptbxl.HIGH_AT_100_HZ else 500)
     if cpsc2018.recognises(root):
         return cpsc2018.read_table(root)
     if cinc2017.recognises(root):

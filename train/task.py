@@ -79,7 +79,7 @@ def load_task(
         DataError: the folder holds no data set, none of these folds, or other labels; no epoch can be chosen on the
             validation recordings; or the noise cannot be read.
     """
-    table = open_table(root)
+    table = open_table(root, preset.spec.band_hz[1])
     recorded = None if noise is None else load_noise(noise, preset.spec)
     say("training recordings")
     train = load_table(table, preset.spec, preset.train_folds, cache=cache, progress=progress)
@@ -180,12 +180,17 @@ def cross_fit(
     call goes on where it was, and seeds of the final network can share them.
 
     Raises:
+        DataError: all training recordings are of one fold.
         CheckpointError: `folder` holds networks of another configuration, or cannot be written.
         DivergedError, OutOfMemoryError: see `train.trainer.fit`.
     """
     preset, data = task.preset, task.train
     total = np.zeros(data.targets.shape, np.float32)
     folds = np.unique(task.fold).tolist()
+    if len(folds) < 2:
+        raise DataError(
+            f"cross-fitting needs recordings of two training folds, and all there are lie in fold {folds[0]}"
+        )
     fabric = fabric or make_fabric(device="cpu")
     runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
     for number, (repeat, fold) in enumerate(runs, start=1):
@@ -206,23 +211,30 @@ def cross_fit(
             fabric=fabric,
             noise=task.noise,
         )
-        total[held] += _opinion(result.best, _take(data, held), fabric.device)
+        total[held] += kept_logits(result.best, _take(data, held), result.best.parent, fabric.device)
     return total / np.float32(repeats)
 
 
-def _opinion(best: Path, data: EcgData, device: torch.device) -> NDArray[np.float32]:
-    """The network's logits, kept beside it: a resumed call need not compute them again."""
-    path = best.with_name("held-out.npy")
-    if path.is_file():
-        kept: NDArray[np.float32] = np.load(path)
+def kept_logits(path: Path, data: EcgData, folder: Path, device: torch.device | None = None) -> NDArray[np.float32]:
+    """A checkpoint's logits (records, labels), from `folder` if they were computed before.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or the logits cannot be written.
+    """
+    digest = hashlib.sha256(path.read_bytes())
+    digest.update(data.record.tobytes())
+    file = folder / f"logits-{digest.hexdigest()[:16]}.npy"
+    if file.is_file():
+        kept: NDArray[np.float32] = np.load(file)
         return kept
-    logits = predict(checkpoint.load_network(best)[0].to(device), data)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    logits = predict(checkpoint.load_network(path)[0].to(device or "cpu"), data)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             np.save(stream, logits)
-        os.replace(partial, path)
+        os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}") from error
+        raise CheckpointError(f"cannot write {file}: {error}") from error
     return logits

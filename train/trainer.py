@@ -37,7 +37,7 @@ from train import checkpoint
 from train.augment import Augmentation, augment, random_start
 from train.curves import write_curves
 from train.dataset import EcgData, mean_by_record
-from train.errors import CheckpointError, DivergedError, OutOfMemoryError, TrainError
+from train.errors import CheckpointError, DataError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
 from train.metrics import best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, Output, count_macs, count_parameters
@@ -348,12 +348,22 @@ def _resume(run: _Run, last: Path, header: dict[str, Any]) -> None:
     # Told apart by meaning: a field that a later release adds, at its default, is no other configuration.
     there = {**kept, **checkpoint.described(kept, last)._asdict(), "fit": _fit_config(kept, last)}
     wanted = {**header, **checkpoint.described(header, last)._asdict(), "fit": _fit_config(header, last)}
-    for key, value in wanted.items():
-        if there.get(key) != value:
+    for key in {**wanted, **there}:
+        if key != "history" and there.get(key) != wanted.get(key):
             raise CheckpointError(
-                f"{last.parent} holds a run with another {key}; choose another --out, or delete it to start anew"
+                f"{last.parent} holds a run with another {key}{_changes(there.get(key), wanted.get(key))}; "
+                "choose another --out, or delete it to start anew"
             )
     run.restore(tensors, kept["history"])
+
+
+def _changes(there: object, wanted: object) -> str:
+    """Which fields of a schedule differ, for people."""
+    if not (isinstance(there, FitConfig) and isinstance(wanted, FitConfig)):
+        return ""
+    pairs = ((name, value, getattr(wanted, name)) for name, value in asdict(there).items() if name != "augmentation")
+    changed = [f"{name} {old} there, {new} wanted" for name, old, new in pairs if old != new]
+    return f" ({', '.join(changed or ['its augmentation'])})"
 
 
 def _fit_config(header: dict[str, Any], path: Path) -> FitConfig:
@@ -410,11 +420,18 @@ def fit(
 
     Raises:
         CheckpointError: `out` holds a run of another configuration, or cannot be written.
+        DataError: the validation recordings cannot tell a good epoch from a bad one.
         DivergedError: the loss became infinite or NaN.
         OutOfMemoryError: the device has too little memory for a batch.
     """
     hooks = hooks or Hooks()
     fabric = fabric or make_fabric(device="cpu")
+    present = validation.targets.mean(axis=0)
+    if not ((present > 0) & (present < 1)).any():
+        raise DataError(
+            f"{validation.table}: no finding is both present and absent among the {len(validation)} recordings to "
+            "choose on"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
     except OSError as error:

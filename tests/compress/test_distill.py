@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import compress.distill
-from compress.distill import distill, student_network, teacher_logits
+import train.task
+from compress.distill import distill, student_network
 from compress.errors import RecipeError
 from compress.recipe import Recipe
 from train import checkpoint
 from train.dataset import EcgData
 from train.errors import CheckpointError
 from train.model import NETS, NetConfig
+from train.task import kept_logits
 from train.trainer import predict
 
 
@@ -29,7 +30,7 @@ def recipe(small: NetConfig, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_the_teacher_is_asked_once(
     teacher: Path, train_data: EcgData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = teacher_logits(teacher, train_data, tmp_path / "run")
+    first = kept_logits(teacher, train_data, tmp_path / "run")
     net, _ = checkpoint.load_network(teacher)
     np.testing.assert_array_equal(first, predict(net, train_data))
     (file,) = (tmp_path / "run").iterdir()
@@ -38,19 +39,19 @@ def test_the_teacher_is_asked_once(
     def never(*_: object) -> None:
         raise AssertionError("the teacher was asked again")
 
-    monkeypatch.setattr(compress.distill, "predict", never)
-    np.testing.assert_array_equal(teacher_logits(teacher, train_data, tmp_path / "run"), first)
+    monkeypatch.setattr(train.task, "predict", never)
+    np.testing.assert_array_equal(kept_logits(teacher, train_data, tmp_path / "run"), first)
 
 
 def test_another_teacher_or_other_recordings_are_asked_anew(
     teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
 ) -> None:
-    first = teacher_logits(teacher, train_data, tmp_path)
-    assert teacher_logits(teacher, validation, tmp_path).shape == (6, 5)
+    first = kept_logits(teacher, train_data, tmp_path)
+    assert kept_logits(teacher, validation, tmp_path).shape == (6, 5)
     tensors, info = checkpoint.load(teacher)
     tensors["head.bias"] = tensors["head.bias"] + 1
     checkpoint.save(tmp_path / "other" / "net.safetensors", tensors, info)
-    other = teacher_logits(tmp_path / "other" / "net.safetensors", train_data, tmp_path)
+    other = kept_logits(tmp_path / "other" / "net.safetensors", train_data, tmp_path)
     np.testing.assert_allclose(other, first + 1, atol=1e-5)
     assert len(list(tmp_path.glob("*.npy"))) == 3
 

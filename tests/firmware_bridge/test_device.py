@@ -35,6 +35,8 @@ class WiredDevice:
         self.lossy = lossy
         self.commands: list[int] = []
         self.closed = 0
+        self.reopened = 0
+        self.fails: dict[int, Exception] = {}
         self._reads = 0
         self._decoder = Decoder()
         self._outbox = b""
@@ -62,6 +64,13 @@ class WiredDevice:
 
     def close(self) -> None:
         self.closed += 1
+
+    def reopen(self) -> WiredDevice:
+        self.close()
+        self.reopened += 1
+        if self.reopened in self.fails:
+            raise self.fails[self.reopened]
+        return self
 
 
 @pytest.fixture
@@ -297,3 +306,136 @@ def test_info_keeps_up_with_the_device(virtual: VirtualDevice) -> None:
         device.start()
         assert sum(block.ecg_mv.shape[1] for block in device.blocks()) == 1000
         assert device.info.supply_mv == 2900
+
+
+def unplug(samples_missed: int = 0, *, become: VirtualDevice | None = None):
+    """What a script does for a cable that is pulled: samples that nobody hears, or another device at its end."""
+
+    def pull(wire: WiredDevice) -> None:
+        for _ in range(samples_missed // 10):
+            wire.device.sample()
+        wire.device = become or wire.device
+        raise LinkLost("lost test://: unplugged")
+
+    return pull
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firmware_bridge.device._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("firmware_bridge.device._LONGEST_WAIT_S", 0.004)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_lost_link_comes_back_with_its_gap_to_the_sample(virtual: VirtualDevice, recording: Recording) -> None:
+    wire = WiredDevice(virtual, script={20: unplug(300)})
+    wire.fails = {1: PortError("no such port"), 2: PortError("no such port"), 3: LinkLost("gone again")}
+    told = []
+    with Device(wire) as device:
+        device.start()
+        blocks = list(device.blocks(reconnect_s=60, on_link=told.append))
+    assert [change.state for change in told] == ["lost", "back"]
+    assert told[0].detail == "lost test://: unplugged"
+    assert told[1].detail.startswith("test:// is back after 0.")
+    assert wire.reopened == 4
+    # Greeted and started as at first.
+    assert wire.commands == [CommandKind.HELLO, CommandKind.START] * 2
+    [gap] = [block for block in blocks if block.missing_samples]
+    assert gap.missing_samples == 300
+    np.testing.assert_array_equal(gap.ecg_mv, recording.ecg_mv[:, gap.first_sample : gap.first_sample + 10])
+    assert sum(block.ecg_mv.shape[1] for block in blocks) == 700
+    assert device.stats.samples_missing == 300
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_device_that_lost_its_power_is_started_again(virtual: VirtualDevice, recording: Recording) -> None:
+    reborn = VirtualDevice(recording, boot_id=2)
+    with Device(WiredDevice(virtual, script={20: unplug(become=reborn)})) as device:
+        device.start()
+        blocks = list(device.blocks(reconnect_s=60))
+    [first] = [n for n, block in enumerate(blocks) if block.restarted]
+    assert (blocks[first].first_sample, blocks[first].missing_samples) == (0, 0)
+    assert sum(block.ecg_mv.shape[1] for block in blocks[first:]) == 1000
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_recording_that_ended_meanwhile_ends_the_blocks_and_its_rest_is_counted(virtual: VirtualDevice) -> None:
+    def pull(wire: WiredDevice) -> None:
+        while wire.device.streaming:
+            wire.device.sample()
+        raise LinkLost("unplugged")
+
+    with Device(WiredDevice(virtual, script={20: pull})) as device:
+        device.start()
+        received = sum(block.ecg_mv.shape[1] for block in device.blocks(reconnect_s=60))
+        assert 0 < received < 1000
+        assert received + device.stats.samples_missing == 1000
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_link_that_does_not_come_back_in_time_is_lost(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual, script={20: unplug()})
+    wire.fails = dict.fromkeys(range(1, 1000), PortError("no such port"))
+    with Device(wire) as device:
+        device.start()
+        with pytest.raises(LinkLost, match=r"unplugged; it did not come back within 0\.05 s: no such port"):
+            list(device.blocks(reconnect_s=0.05))
+    assert 5 < wire.reopened < 50
+
+
+@pytest.mark.usefixtures("at_once")
+def test_another_device_in_its_place_is_not_listened_to(virtual: VirtualDevice, recording: Recording) -> None:
+    stranger = VirtualDevice(recording, device_id="stranger")
+    stranger.start()
+    wire = WiredDevice(virtual, script={20: unplug(become=stranger)})
+    with Device(wire) as device:
+        device.start()
+        blocks = device.blocks(reconnect_s=0.05)
+        with pytest.raises(LinkLost, match="stranger answers there now, not emulator"):
+            list(blocks)
+        assert not device.stats.restarts
+
+
+@pytest.mark.usefixtures("at_once")
+def test_silence_is_a_lost_link_too(virtual: VirtualDevice) -> None:
+    def hang(wire: WiredDevice) -> None:
+        wire.device.receive(Command(0, CommandKind.STOP))
+
+    told = []
+    with Device(WiredDevice(virtual, script={20: hang}), timeout_s=0.2) as device:
+        device.start()
+        received = sum(block.ecg_mv.shape[1] for block in device.blocks(reconnect_s=60, on_link=told.append))
+    assert "said nothing for 0.2 s" in told[0].detail
+    assert received == 1000
+
+
+@pytest.mark.parametrize("end", ["interrupt", "close"])
+def test_waiting_for_a_link_ends_when_asked(virtual: VirtualDevice, end: str) -> None:
+    wire = WiredDevice(virtual, script={20: unplug()})
+    wire.fails = dict.fromkeys(range(1, 1000), PortError("no such port"))
+    with Device(wire) as device:
+        device.start()
+        threading.Timer(0.1, getattr(device, end)).start()
+        start_s = time.monotonic()
+        assert list(device.blocks(reconnect_s=float("inf")))
+        assert time.monotonic() - start_s < 5.0
+        assert wire.reopened <= 2
+
+
+def test_rate_and_leads_can_be_set(virtual: VirtualDevice) -> None:
+    with Device(WiredDevice(virtual)) as device:
+        assert device.set_rate(250.0).rate_hz == device.info.rate_hz == 250.0
+        assert device.set_leads(0b101).leads == device.info.leads == ("I", "III")
+        device.start()
+        assert {len(block.ecg_mv) for block in device.blocks()} == {2}
+        assert device.stats.samples_received == 500
+        with pytest.raises(ProtocolError, match="refuses SET_RATE: REFUSED"):
+            device.set_rate(0.0)
+
+
+def test_a_device_of_version_1_0_says_that_it_cannot(virtual: VirtualDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    obey = virtual.receive
+    with Device(WiredDevice(virtual)) as device:
+        monkeypatch.setattr(virtual, "receive", lambda command: obey(replace(command, kind=99)))
+        with pytest.raises(ProtocolError, match="refuses SET_LEADS: UNKNOWN_COMMAND"):
+            device.set_leads(1)

@@ -1,4 +1,4 @@
-"""The mini PTB-XL, a network of a few thousand weights, and the `m2jl` command in this process."""
+"""The mini data sets, a network of a few thousand weights, and the `m2jl` command in this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from train import checkpoint
 from train.dataset import EcgData, load
 from train.model import M2JLNet, NetConfig
 from train.presets import PRESETS
+from train.table import hashed_fold
 
 torch.set_num_threads(1)  # results do not then depend on the machine's cores
 
@@ -37,6 +38,45 @@ def mini() -> Path:
 def tree(tmp_path: Path) -> Path:
     """A copy of the excerpt that a test may damage."""
     return shutil.copytree(MINI, tmp_path / "ptb-xl")
+
+
+def names_of_folds(form: str, *folds: int) -> list[str]:
+    """Different names of this form, one for each of these folds."""
+    names = list(map(form.format, range(500)))
+    return [
+        [name for name in names if hashed_fold(name) == fold][folds[:k].count(fold)] for k, fold in enumerate(folds)
+    ]
+
+
+def copies(source: Path, target: Path, new: str) -> None:
+    """A WFDB record under another name."""
+    header = source.with_suffix(".hea").read_text().replace(source.name, new)
+    (target / f"{new}.hea").write_text(header)
+    shutil.copy(source.with_suffix(".mat"), target / f"{new}.mat")
+
+
+@pytest.fixture(scope="session")
+def cpsc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recordings of CPSC2018 over and over, under names of training folds and of the validation fold."""
+    folder = tmp_path_factory.mktemp("cpsc2018")
+    sources = [FIXTURES / "cpsc2018" / name for name in ("A1041", "Q1804")]
+    for new, source in zip(names_of_folds("A{:04d}", 1, 1, 2, 3, 8, 8), 3 * sources, strict=True):
+        copies(source, folder, new)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cinc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of CinC2017, a recording of each class."""
+    folder = tmp_path_factory.mktemp("cinc2017")
+    classes = {"A00004": "A", "A00034": "~", "A00041": "O", "A05493": "N"}
+    names = names_of_folds("A{:05d}", 1, 1, 1, 2, 8, 8, 8, 8)
+    lines = []
+    for new, (source, label) in zip(names, 2 * list(classes.items()), strict=True):
+        copies(FIXTURES / "cinc2017" / "training" / source, folder, new)
+        lines.append(f"{new},{label}\n")
+    (folder / "REFERENCE.csv").write_text("".join(lines))
+    return folder
 
 
 @pytest.fixture(scope="session")

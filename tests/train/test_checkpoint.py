@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -180,6 +181,41 @@ def test_an_interrupted_write_leaves_the_previous_one_whole(
     assert json.loads(path.with_suffix(".json").read_text()) == {"epoch": 1}
     checkpoint.save(path, {"a": torch.zeros(2, 3)}, {"epoch": 2})
     assert checkpoint.load(path)[1] == {"epoch": 2}
+    assert sorted(os.listdir(tmp_path)) == ["last.json", "last.safetensors"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="only Linux has a device that is always full")
+def test_a_text_that_a_full_disk_does_not_take_leaves_the_previous_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    checkpoint.write_text(path, "before\n")
+    path.with_suffix(f".{os.getpid()}.partial").symlink_to("/dev/full")
+    refuses(lambda p: checkpoint.write_text(p, "after\n"), path, "cannot write", "No space left on device")
+    assert path.read_text() == "before\n"
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+    checkpoint.write_text(path, "after\n")
+    assert path.read_text() == "after\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_tensors_that_a_full_disk_does_not_take_leave_the_previous_ones_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, TENSORS, {"epoch": 1})
+
+    def full(_tensors: object, target: Path, _metadata: object) -> None:
+        Path(target).write_bytes(b"as much as there was room for")
+        raise fault
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    refuses(lambda p: checkpoint.save(p, {}, {"epoch": 2}), path, "cannot write", "No space left on device")
+    assert checkpoint.load(path)[1] == {"epoch": 1}
     assert sorted(os.listdir(tmp_path)) == ["last.json", "last.safetensors"]
 
 

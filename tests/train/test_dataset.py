@@ -178,12 +178,25 @@ def header(old: str, new: str) -> Callable[[Path], None]:
 DAMAGE = {
     "cut short": (cut_short, "ValueError"),
     "not a number": (not_a_number, "not numbers"),
-    "a lead is missing": (header(" AVL\n", " MLII\n"), "lead AVL is not in it"),
     "a rate too low": (header(" 100 1000", " 50 1000"), "50 Hz"),
     "no rate": (header(" 100 1000", " 0 1000"), "rate"),
     "no signal": (lambda path: path.with_suffix(".hea").write_text("01123_lr 0 100 1000\n"), "no signal"),
     "no header": (lambda path: path.with_suffix(".hea").write_bytes(bytes(range(256))), "01123_lr"),
 }
+
+
+def test_a_lead_that_the_first_recording_lacks_ends_it_and_one_that_another_lacks_does_not(
+    tree: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_lead = header(" AVL\n", " MLII\n")
+    others = sorted(path.with_suffix("") for path in tree.rglob("*.hea") if str(validation.record[1]) in path.stem)
+    lose_lead(others[0])
+    data = load(tree, spec, [9], cache=tmp_path / "cache")
+    assert data.record.tolist() == [validation.record[0], *validation.record[2:]]
+    assert "lead AVL is not in it, but I, II" in caplog.messages[0]
+    lose_lead(tree / RECORD)
+    with pytest.raises(DataError, match=f"{RECORD}: lead AVL is not in it, but I, II"):
+        load(tree, spec, [9], cache=tmp_path / "other")
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGE.values(), ids=DAMAGE.keys())

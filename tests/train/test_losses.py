@@ -134,6 +134,27 @@ def test_half_precision_inputs_give_a_finite_float32_loss(dtype: torch.dtype) ->
         assert torch.isfinite(view.grad).all()
 
 
+def test_an_autocast_around_it_changes_nothing() -> None:
+    """Similarities over a small temperature are no matter for half precision."""
+    torch.manual_seed(0)
+    views = [torch.randn(6, 8) for _ in range(2)]
+    plain = supervised_contrastive(views, TARGETS, temperature=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert supervised_contrastive(views, TARGETS, temperature=0.05).item() == plain.item()
+
+
+def test_labels_of_mixed_recordings_overlap_in_between() -> None:
+    one, other = targets_of("10000"), targets_of("01000")
+    targets = torch.cat([one, other, 0.7 * one + 0.3 * other])
+    overlap = label_overlap(targets)
+    assert torch.equal(overlap, overlap.T)
+    assert overlap[0, 1] == 0
+    assert 0 < overlap[1, 2] < overlap[0, 2] < 1
+    views = [torch.randn(3, 8, requires_grad=True) for _ in range(2)]
+    supervised_contrastive(views, targets).backward()
+    assert all(view.grad is not None and torch.isfinite(view.grad).all() for view in views)
+
+
 def test_equal_and_zero_projections_stay_finite() -> None:
     for x in (torch.ones(6, 8), torch.zeros(6, 8)):
         x.requires_grad_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.spec import ModelSpec, SpectrogramSpec
+from runtime.spec import LEADS_12, ModelSpec, SpectrogramSpec
 from train.model import (
     NETS,
     PROJECTION,
     M2JLNet,
     NetConfig,
+    ResidualBlock,
     count_macs,
     count_parameters,
     interpolation_matrix,
@@ -26,7 +28,7 @@ from train.presets import PRESETS
 SMALL = NetConfig((4, 4, 6, 8), (3, 4, 5, 7), dropout=0.0)
 CONFIGS = {
     **NETS,
-    "small": SMALL,
+    "smallest": SMALL,
     "waveform only": replace(SMALL, use_spectrogram=False, use_csca=False),
     "spectrogram only": replace(SMALL, use_waveform=False, use_csca=False),
     "no coupling": replace(SMALL, use_csca=False),
@@ -79,6 +81,123 @@ def test_every_member_runs_and_learns_for_every_spec(config: NetConfig, spec: Mo
         assert torch.isfinite(parameter.grad).all(), name
     moved = sum(bool(p.grad is not None and p.grad.any()) for p in net.parameters())
     assert moved > 0.9 * len(list(net.parameters()))
+
+
+LEADS = {1: ("I",), 2: ("II", "V1"), 12: LEADS_12}
+# Leads, rate and window: each value of each at least once, the largest window and rate together with few leads.
+SIZES = ((12, 100.0, 10.0), (12, 500.0, 3.0), (12, 250.0, 5.0), (2, 125.0, 30.0), (1, 500.0, 30.0), (2, 50.0, 5.0))
+
+
+def sized(leads: int, rate_hz: float, window_s: float) -> ModelSpec:
+    """A spec of three labels whose band fits the rate."""
+    return ModelSpec(
+        name="t",
+        leads=LEADS[leads],
+        rate_hz=rate_hz,
+        window_s=window_s,
+        band_hz=(0.5, min(40.0, 0.4 * rate_hz)),
+        labels=("A", "B", "C"),
+        thresholds=(0.5, 0.5, 0.5),
+    )
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("leads", "rate_hz", "window_s"), SIZES)
+def test_every_member_runs_whatever_the_leads_the_rate_and_the_window(
+    name: str, leads: int, rate_hz: float, window_s: float
+) -> None:
+    spec = sized(leads, rate_hz, window_s)
+    net = build(replace(NETS[name], auxiliary=7), spec).eval()
+    with torch.no_grad():
+        output = net.forward_all(*inputs(spec, batch=1))
+    assert output.auxiliary is not None
+    shapes = [output.logits.shape, output.auxiliary.shape, *(p.shape for p in output.projections)]
+    assert shapes == [(1, 3), (1, 7), (1, PROJECTION), (1, PROJECTION)]
+    assert all(torch.isfinite(tensor).all() for tensor in (output.logits, output.auxiliary, *output.projections))
+    assert 0 < count_parameters(net) <= 5_000_000
+    assert count_macs(net) > 0
+
+
+def test_the_family_s_members_differ_in_size() -> None:
+    nets = {name: build(config) for name, config in NETS.items()}
+    assert list(nets) == ["base", "small", "tiny", "nano"]
+    for count in (count_parameters, count_macs):
+        sizes = [count(net) for net in nets.values()]
+        assert all(smaller < 0.8 * larger for larger, smaller in pairwise(sizes))
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "stride", "taps"),
+    [(50.0, 1, 9), (100.0, 2, 15), (125.0, 2, 19), (250.0, 5, 39), (500.0, 10, 75)],
+)
+def test_a_member_sees_the_same_stretch_of_time_at_any_rate(rate_hz: float, stride: int, taps: int) -> None:
+    net = build(NETS["nano"], sized(1, rate_hz, 10.0))
+    stem = net.branches["waveform"][0][0]
+    assert stem.stride == (1, stride)
+    assert stem.kernel_size == (1, taps)
+    assert taps / rate_hz == pytest.approx(0.15, abs=0.04)
+    columns = stem(torch.zeros(1, 1, 1, net.spec.window_samples)).shape[-1]
+    assert columns == -(-net.spec.window_samples // stride)
+    assert columns == (500 if rate_hz != 125.0 else 625)
+
+
+def test_a_stem_s_rate_is_met_as_near_as_a_whole_stride_comes() -> None:
+    for stem_hz, stride in ((25.0, 4), (33.0, 3), (1000.0, 1)):
+        net = build(replace(SMALL, stem_hz=stem_hz))
+        assert net.branches["waveform"][0][0].stride == (1, stride)
+
+
+def block(drop: float) -> ResidualBlock:
+    """One whose norms keep their statistics, so that a row's output depends on that row and the draw only."""
+    torch.manual_seed(2)
+    made = ResidualBlock(3, 3, (1, 5), (1, 1), drop).train()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return made
+
+
+def test_a_block_skips_whole_samples_while_training_and_makes_up_for_it() -> None:
+    dropping, always = block(0.25), block(0.0)
+    x = 20 + torch.randn(1, 3, 1, 16, generator=torch.Generator().manual_seed(1)).expand(4000, 3, 1, 16)
+    with torch.no_grad():
+        whole = always(x[:1])
+        assert not torch.allclose(whole, x[:1], atol=1e-2)
+        torch.manual_seed(5)
+        y = dropping(x)
+        # Far above 0, where the last rectifier changes nothing, a sample is its skip, or its skip and 4/3 of the rest.
+        skipped = torch.isclose(y, x, atol=1e-4).flatten(1).all(dim=1)
+        torch.testing.assert_close(y[~skipped], (x + (whole - x) / 0.75)[~skipped], atol=1e-4, rtol=1e-5)
+        assert skipped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+        moved = (whole - x[:1]).abs().max()
+        torch.testing.assert_close(y.mean(dim=0, keepdim=True), whole, atol=0.05 * moved.item(), rtol=0)
+        torch.manual_seed(5)
+        assert torch.equal(dropping(x), y)
+
+
+def test_no_block_is_skipped_in_use_or_where_none_is_to_be() -> None:
+    x = torch.randn(64, 3, 1, 16)
+    with torch.no_grad():
+        assert torch.equal(block(0.9).eval()(x), block(0.0).eval()(x))
+        assert torch.equal(block(0.0)(x), block(0.0).eval()(x))
+        assert not torch.equal(block(0.9)(x), block(0.0)(x))
+
+
+def test_later_blocks_are_skipped_more_often() -> None:
+    for name, config in NETS.items():
+        for branch in build(replace(config, drop_path=0.3)).branches.values():
+            drops = [module.drop for module in branch.modules() if isinstance(module, ResidualBlock)]
+            assert (drops[0], drops[-1]) == (0.0, pytest.approx(0.3)), name
+            assert drops == pytest.approx(list(np.linspace(0.0, 0.3, len(drops))))
+    assert {m.drop for m in build(NETS["small"]).modules() if isinstance(m, ResidualBlock)} == {0.0}
+
+
+def test_skipping_is_no_part_of_the_weights() -> None:
+    with_drop, without = build(replace(SMALL, drop_path=0.5)), build(SMALL)
+    assert with_drop.state_dict().keys() == without.state_dict().keys()
+    assert count_macs(with_drop) == count_macs(without)
+    x = inputs(SPECS["preset"])
+    assert torch.equal(with_drop.eval()(*x), without.eval()(*x))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -220,9 +339,3 @@ def test_counting_leaves_the_network_as_it_was() -> None:
 def test_impossible_configurations_are_refused(options: dict[str, bool], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         NetConfig((4, 4, 6, 8), (4, 4, 6, 8), **options)  # type: ignore[arg-type]
-
-
-def test_the_small_member_is_small() -> None:
-    base, tiny = (count_macs(build(NETS[name])) for name in ("base", "tiny"))
-    assert count_parameters(build(NETS["tiny"])) < 0.5 * count_parameters(build(NETS["base"]))
-    assert tiny < 0.5 * base

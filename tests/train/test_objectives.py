@@ -50,9 +50,7 @@ def test_the_two_tasks_add_up_and_the_second_can_be_left_out(train_data: EcgData
 def test_temperature_and_positives_reach_the_contrastive_task(train_data: EcgData, output: Output) -> None:
     labels = torch.from_numpy(train_data.targets[ROWS])
     for temperature, positives in ((0.5, "jaccard"), (0.1, "any")):
-        objective = MultiTask(
-            train_data.targets, contrastive=1.0, temperature=temperature, positives=positives
-        )
+        objective = MultiTask(train_data.targets, contrastive=1.0, temperature=temperature, positives=positives)
         wanted = supervised_contrastive(output.projections, labels, temperature=temperature, positives=positives)
         torch.testing.assert_close(parts_of(objective, output, ROWS)["contrast"], wanted)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -13,19 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 import train.trainer
 from runtime.model import sigmoid
 from runtime.spec import ModelSpec
 from train import checkpoint
+from train.augment import Augmentation
 from train.dataset import EcgData
-from train.errors import CheckpointError, DivergedError
+from train.errors import CheckpointError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
 from train.metrics import best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
 from train.objectives import MultiTask, Objective, Parts
-from train.trainer import FitConfig, FitResult, Hooks, fit, one_cycle, predict, update_average
+from train.trainer import FitConfig, FitResult, Hooks, Windows, fit, one_cycle, predict, update_average
 
 CONFIG = FitConfig(epochs=4, batch=4)
 INFO = {"preset": "test", "train_folds": (1, 2, 3)}
@@ -91,6 +96,23 @@ def test_files_of_a_run(whole: FitResult) -> None:
     assert header["train_folds"] == [1, 2, 3]
 
 
+def test_the_log_has_a_line_per_epoch_and_the_curves_are_drawn(whole: FitResult) -> None:
+    lines = (whole.best.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == whole.history
+    assert "best epoch" in (whole.best.parent / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize("written", [0, 3])
+def test_a_log_that_a_kill_left_behind_is_made_whole(run: Run, whole: FitResult, tmp_path: Path, written: int) -> None:
+    """The checkpoint is the authority: what the log lacks, or has beyond it, is mended when the run goes on."""
+    shutil.copytree(whole.best.parent, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    text = log.read_text()
+    log.write_text("".join(text.splitlines(keepends=True)[:written]))
+    run(tmp_path / "run")
+    assert log.read_text() == text
+
+
 def test_best_holds_the_averaged_weights_and_thresholds_of_its_epoch(
     whole: FitResult, validation: EcgData, spec: ModelSpec
 ) -> None:
@@ -110,8 +132,7 @@ def test_best_holds_the_averaged_weights_and_thresholds_of_its_epoch(
 def test_the_best_epoch_is_the_one_that_was_kept_also_among_equals(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.5, 0.7, 0.7, 0.6])
-    monkeypatch.setattr(train.trainer, "macro_auc", lambda _y, _p: next(scores))
+    scores_of(monkeypatch, 0.5, 0.7, 0.7, 0.6)
     result = run(tmp_path)
     _, info = checkpoint.load(result.best)
     assert result.best_macro_auc == 0.7
@@ -183,6 +204,10 @@ def test_a_finished_run_is_not_trained_again(run: Run, whole: FitResult) -> None
     [
         ({"config": replace(CONFIG, epochs=5)}, "fit"),
         ({"config": replace(CONFIG, seed=2)}, "fit"),
+        ({"config": replace(CONFIG, mixup=0.2)}, "fit"),
+        ({"config": replace(CONFIG, patience=1)}, "fit"),
+        ({"config": replace(CONFIG, augmentation=Augmentation(gain=0.2))}, "fit"),
+        ({"config": replace(CONFIG, augmentation=Augmentation(snr_db=(3.0, 18.0)))}, "fit"),
         ({"net": NetConfig((4, 4, 6, 8), (4, 4, 6, 8), dropout=0.2)}, "net"),
         ({"info": {**INFO, "preset": "another"}}, "preset"),
         ({"info": {**INFO, "train_folds": (1, 2)}}, "train_folds"),
@@ -193,7 +218,7 @@ def test_another_configuration_in_the_same_folder_is_refused(
 ) -> None:
     out = whole.best.parent
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(CheckpointError, match=f"holds a run with another {key};") as caught:
+    with pytest.raises(CheckpointError, match=f"holds a run with another {key}[; ]") as caught:
         run(out, **options)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -202,6 +227,57 @@ def test_another_configuration_in_the_same_folder_is_refused(
 def test_a_seed_decides(run: Run, whole: FitResult, tmp_path: Path) -> None:
     other = run(tmp_path, replace(CONFIG, seed=2))
     assert figures(other.history)[0]["loss_classify"] != figures(whole.history)[0]["loss_classify"]
+
+
+def scores_of(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """The epochs' macro-AUC, in turn."""
+    coming = iter(scores)
+    monkeypatch.setattr(train.trainer, "macro_auc", lambda _truth, _probability: next(coming))
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "epochs", "best"),
+    [
+        (1, (0.6, 0.5), 2, 1),
+        (2, (0.5, 0.6, 0.5, 0.5), 4, 2),
+        (2, (0.5, 0.4, 0.6, 0.4, 0.5), 5, 3),
+        (2, (0.5, 0.6, 0.6, 0.6), 4, 4),  # no better is no better, but of equals the last one is kept
+        (6, (0.6, 0.5, 0.5, 0.5, 0.5, 0.5), 6, 1),
+        (0, (0.6, 0.5, 0.4, 0.3, 0.2, 0.1), 6, 1),
+    ],
+)
+def test_patience_ends_a_run_that_grows_no_better(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: int,
+    scores: tuple[float, ...],
+    epochs: int,
+    best: int,
+) -> None:
+    scores_of(monkeypatch, *scores)
+    config = replace(CONFIG, epochs=6, batch=14, patience=patience)
+    result = run(tmp_path, config)
+    assert [row["macro_auc"] for row in result.history] == list(scores)
+    assert (len(result.history), result.best_epoch) == (epochs, best)
+    # It has ended; asked again there is nothing to do.
+    assert run(tmp_path, config).history == result.history
+
+
+def test_patience_counts_the_epochs_before_a_kill(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, epochs=6, batch=14, patience=2)
+    scores_of(monkeypatch, 0.5, 0.6, 0.5)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path, config, hooks=Hooks(on_epoch=stop))
+    scores_of(monkeypatch, 0.55)
+    result = run(tmp_path, config)
+    assert [row["macro_auc"] for row in result.history] == [0.5, 0.6, 0.5, 0.55]
+    assert result.best_epoch == 2
 
 
 class NotANumber(Objective):
@@ -227,6 +303,96 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_epochs_before(ru
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
+class Raises(Objective):
+    """An objective that fails from its fourth call on, the first of the second epoch."""
+
+    def __init__(self, fault: Callable[[], object]) -> None:
+        super().__init__()
+        self._calls, self._fault = 0, fault
+
+    def wanted(self, _rows: Tensor) -> Parts:
+        return {}
+
+    def forward(self, output: Output, _wanted: Parts) -> Parts:
+        self._calls += 1
+        if self._calls > 3:
+            self._fault()
+        return {"classify": output.logits.square().mean()}
+
+
+def out_of_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines.")
+
+
+def out_of_cpu_memory() -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)  # a petabyte
+
+
+@pytest.mark.parametrize("fault", [out_of_gpu_memory, out_of_cpu_memory])
+def test_too_little_memory_is_told_with_what_to_do_and_keeps_the_epochs_before(
+    run: Run, tmp_path: Path, fault: Callable[[], None]
+) -> None:
+    with pytest.raises(OutOfMemoryError, match="too little memory for batches of 4: try a smaller --batch") as caught:
+        run(tmp_path, objective=Raises(fault))
+    assert "\n" not in str(caught.value)
+    assert (caught.value.exit_code, len(checkpoint.load(tmp_path / "last.safetensors")[1]["history"])) == (2, 1)
+
+
+def test_what_is_no_lack_of_memory_is_not_called_one(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(tmp_path, objective=Raises(lambda: torch.ones(2, 3) @ torch.ones(2, 3)))
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("file", ["last.safetensors", "last.json", "log.jsonl", "curves.svg"])
+def test_a_full_disk_is_told_by_the_file_and_the_run_goes_on_when_there_is_room(
+    run: Run, whole: FitResult, tmp_path: Path, file: str
+) -> None:
+    """The disk is full from the second epoch on, at one file after another."""
+    save_file, write_text, write_bytes = checkpoint.save_file, Path.write_text, train.trainer.write_curves
+    calls = 0
+
+    def full(name: str) -> None:
+        nonlocal calls
+        calls += name == file
+        if name == file and calls > 1:
+            raise NO_SPACE
+
+    def save(tensors: dict[str, Tensor], path: Path, info: dict[str, str]) -> None:
+        name = "last.safetensors" if any(key.startswith("optimizer") for key in tensors) else "best.safetensors"
+        Path(path).write_bytes(b"as much as there was room for")
+        full(name)
+        save_file(tensors, path, info)
+
+    def text(path: Path, content: str) -> int:
+        if path.name.startswith("last") and '"history"' in content:
+            full("last.json")
+        elif path.name.startswith("log"):
+            full("log.jsonl")
+        return write_text(path, content)
+
+    def curves(path: Path, rows: list[dict[str, float]]) -> None:
+        full(path.name)
+        write_bytes(path, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", save)
+        patch.setattr(Path, "write_text", text)
+        patch.setattr(train.trainer, "write_curves", curves)
+        with pytest.raises(CheckpointError) as caught:
+            run(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / file) in str(caught.value)
+    assert "No space left on device" in str(caught.value)
+    assert not list(tmp_path.glob("*.partial"))
+    history = checkpoint.load(tmp_path / "last.safetensors")[1]["history"]
+    assert len(history) == (1 if file == "last.safetensors" else 2)
+    assert_same_run(run(tmp_path), whole)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+
+
 def test_fewer_recordings_than_a_batch_still_train(run: Run, tmp_path: Path) -> None:
     result = run(tmp_path, replace(CONFIG, epochs=1, batch=64))
     assert len(result.history) == 1
@@ -242,9 +408,140 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing() -> None:
     assert max(abs(a - b) for a, b in pairwise(rates)) < 0.01
 
 
+CPU = torch.device("cpu")
+
+
+def long_data(lengths: tuple[int, ...], window: int, leads: int = 2) -> EcgData:
+    """Recordings of these lengths: sample t of lead l of recording r is r + l / 10 + t / 1000."""
+    parts = [r + np.arange(leads)[:, None] / 10 + np.arange(length)[None, :] / 1000 for r, length in enumerate(lengths)]
+    length = np.asarray(lengths, np.int64)
+    labels = np.zeros((len(lengths), 1), np.float32)
+    return EcgData(
+        table="made up",
+        record=np.arange(len(lengths)),
+        samples=np.concatenate([part.ravel() for part in parts]).astype(np.float32),
+        first=np.cumsum(leads * length) - leads * length,
+        length=length,
+        leads=leads,
+        window_samples=window,
+        hop_samples=1,
+        targets=labels,
+        statements=labels,
+    )
+
+
+def test_windows_are_drawn_from_all_of_a_recording_and_never_from_beyond_it() -> None:
+    data = long_data((30, 50, 20), window=20)
+    windows = Windows(data, CPU)
+    generator = torch.Generator().manual_seed(0)
+    for row, starts in ((0, 11), (1, 31), (2, 1)):
+        drawn = windows.draw(torch.full((600,), row), generator).numpy()
+        assert drawn.shape == (600, 2, 20)
+        start = np.rint((drawn[:, 0, 0] - row) * 1000).astype(int)
+        assert set(start.tolist()) == set(range(starts))
+        assert np.bincount(start).max() < 2.2 * 600 / starts
+        wanted = data.windows(np.full(600, row), start)
+        np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_a_recording_shorter_than_a_window_holds_its_last_value() -> None:
+    data = long_data((7, 30, 1), window=20)
+    drawn = Windows(data, CPU).draw(torch.tensor([0, 2]), torch.Generator().manual_seed(0)).numpy()
+    np.testing.assert_array_equal(drawn, data.windows(np.array([0, 2]), np.array([0, 0])))
+    np.testing.assert_array_equal(drawn[0, 1, 6:], np.full(14, np.float32(0.106)))
+
+
+def test_draws_of_windows_follow_their_generator() -> None:
+    windows = Windows(long_data((300, 500), window=20), CPU)
+    rows = torch.tensor([0, 1, 0, 1])
+    first, again, other = (windows.draw(rows, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_mixup_mixes_signals_and_all_that_is_wanted_by_the_same_shares(alpha: float) -> None:
+    rows = 2000
+    signal = torch.arange(1.0, rows + 1)[:, None, None].expand(rows, 2, 3)
+    wanted = {"labels": torch.eye(rows), "soft": torch.arange(1.0, rows + 1)}
+    mixup = train.trainer._Mixup(alpha, CPU)
+    mixed, values = mixup(torch.Generator().manual_seed(3), signal, wanted)
+    own = values["labels"].diagonal()
+    assert ((own >= 0.5) & (own <= 1)).all()
+    torch.testing.assert_close(values["labels"].sum(dim=1), torch.ones(rows))
+    assert ((values["labels"] > 0).sum(dim=1) <= 2).all()
+    # Each sample is its own share of itself, and the rest of one other: its labels say which.
+    number = values["labels"] @ torch.arange(1.0, rows + 1)
+    torch.testing.assert_close(values["soft"], number, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(mixed, number[:, None, None].expand(rows, 2, 3), rtol=1e-4, atol=1e-3)
+    # Each is somebody's partner once, its own perhaps.
+    assert ((values["labels"] - torch.diag(own)) > 0).sum(dim=0).max() == 1
+    distribution = beta(alpha, alpha)
+    share = distribution.expect(lambda x: np.maximum(x, 1 - x))
+    partnered = own[own < 1].mean().item()
+    assert partnered == pytest.approx(share, abs=0.02)
+    again, other = (mixup(torch.Generator().manual_seed(seed), signal, wanted)[0] for seed in (3, 4))
+    assert torch.equal(mixed, again)
+    assert not torch.equal(mixed, other)
+
+
+def test_a_run_with_mixup_trains_and_goes_on_to_the_same_bits(run: Run, tmp_path: Path, whole: FitResult) -> None:
+    config = replace(CONFIG, epochs=2, mixup=0.5)
+    mixed = run(tmp_path / "whole", config)
+    assert figures(mixed.history)[0]["loss_classify"] != figures(whole.history)[0]["loss_classify"]
+
+    def stop(_row: dict[str, float]) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path / "again", config, hooks=Hooks(on_epoch=stop))
+    assert_same_run(run(tmp_path / "again", config), mixed)
+
+
+def test_recorded_noise_is_mixed_in_where_the_augmentation_asks_for_it(run: Run, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=1, augmentation=Augmentation(noise=1.0))
+    with pytest.raises(ValueError, match="none was given"):
+        run(tmp_path / "without", config)
+    noise = np.random.default_rng(0).standard_normal((2, 3000)).astype(np.float32)
+    clean = run(tmp_path / "clean", replace(config, augmentation=Augmentation(noise=0.0)), noise=noise)
+    noisy = run(tmp_path / "noisy", config, noise=noise)
+    assert noisy.history[0]["loss_classify"] != clean.history[0]["loss_classify"]
+
+
+def test_bf16_is_what_the_network_computes_in_and_not_what_it_keeps(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[torch.dtype]] = {"bf16": set(), "32": set()}
+    head = M2JLNet.forward_all
+    logits: set[torch.dtype] = set()
+    for precision, found in seen.items():
+
+        def spied(net: M2JLNet, *inputs: Tensor, found: set[torch.dtype] = found) -> Output:
+            output = head(net, *inputs)
+            found.add(output.logits.dtype)
+            return output
+
+        monkeypatch.setattr(M2JLNet, "forward_all", spied)
+        fabric = train.trainer.make_fabric(precision, "cpu")
+        config = replace(CONFIG, epochs=1)
+        result = run(tmp_path / precision, config, fabric=fabric)
+        tensors, _ = checkpoint.load(result.best.with_name("last.safetensors"))
+        logits |= {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    assert seen == {"bf16": {torch.bfloat16}, "32": {torch.float32}}
+    assert logits == {torch.float32}
+
+
+def test_precision_and_device_of_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fabric = train.trainer.make_fabric()
+    assert (fabric.device.type, fabric.world_size, fabric._precision.precision) == ("cpu", 1, "32-true")
+    with pytest.raises(TrainError, match="there is no CUDA device"):
+        train.trainer.make_fabric(device="cuda")
+
+
 def test_weight_decay_spares_norms_and_biases(small: NetConfig, spec: ModelSpec) -> None:
     net = M2JLNet(small, spec)
-    decayed, plain = train.trainer._Run(net, CONFIG, torch.device("cpu")).optimizer.param_groups
+    decayed, plain = train.trainer._Run(net, CONFIG, CPU).optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (CONFIG.weight_decay, 0.0)
     spared = {id(p) for p in plain["params"]}
     for name, parameter in net.named_parameters():

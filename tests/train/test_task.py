@@ -1,0 +1,254 @@
+"""A preset on recordings: what is loaded, what the run's header tells, and opinions of networks that had not looked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+import torch
+
+import train.task
+from train import checkpoint
+from train.dataset import EcgData
+from train.errors import CheckpointError, DataError
+from train.model import NETS, NetConfig
+from train.presets import Preset, customised
+from train.table import open_table
+from train.task import OPINION_SHARE, Task, cross_fit, load_task
+from train.task import train as train_task
+from train.trainer import FitResult, Hooks, fit, predict
+
+FOLDS = (2, 4, 5, 7)  # fold 5 of the excerpt is empty
+
+
+@pytest.fixture(autouse=True)
+def small_nano(monkeypatch: pytest.MonkeyPatch, small: NetConfig) -> None:
+    """The family's smallest member, smaller still."""
+    monkeypatch.setitem(NETS, "nano", small)
+
+
+def chosen(name: str = "ptbxl-super", **fit: Any) -> Preset:
+    preset = customised(name, net="nano", spec={}, fit={"epochs": 1, "batch": 4, **fit}, noise=0.0)
+    return replace(preset, train_folds=FOLDS)
+
+
+@pytest.fixture
+def task(mini: Path, cache: Path) -> Task:
+    return load_task(chosen(), mini, cache=cache)
+
+
+def test_a_task_holds_the_preset_s_recordings_and_their_folds(task: Task, mini: Path) -> None:
+    fold_of = {recording.name: recording.fold for recording in open_table(mini).recordings}
+    assert [fold_of[name] for name in task.train.record.tolist()] == task.fold.tolist()
+    assert sorted(set(task.fold.tolist())) == [2, 4, 7]
+    assert (len(task.train), len(task.validation)) == (7, 6)
+    assert {fold_of[name] for name in task.validation.record.tolist()} == {9}
+    assert task.noise is None
+
+
+def test_the_folds_stay_with_their_recordings_where_one_cannot_be_read(tree: Path, tmp_path: Path) -> None:
+    table = open_table(tree)
+    fold_of = {recording.name: recording.fold for recording in table.recordings}
+    broken = next(recording for recording in table.recordings if recording.fold == 2)
+    broken.path.with_suffix(".dat").write_bytes(b"")
+    task = load_task(chosen(), tree, cache=tmp_path / "cache")
+    assert len(task.fold) == len(task.train) == 6
+    assert [fold_of[name] for name in task.train.record.tolist()] == task.fold.tolist()
+
+
+def test_loading_tells_what_it_is_at(mini: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    steps: list[tuple[int, int]] = []
+    load_task(chosen(), mini, cache=tmp_path, say=said.append, progress=lambda done, total: steps.append((done, total)))
+    assert said == ["training recordings", "validation recordings"]
+    assert steps == [*((k, 7) for k in range(1, 8)), *((k, 6) for k in range(1, 7))]
+
+
+def test_noise_is_loaded_where_its_folder_is_named(mini: Path, fixtures: Path, cache: Path, tmp_path: Path) -> None:
+    short = chosen().with_spec(window_s=5.0)  # the excerpt's noise is shorter than ten seconds
+    task = load_task(short, mini, noise=fixtures / "nstdb", cache=cache)
+    assert task.noise is not None
+    assert len(task.noise) == 6
+    assert task.noise.shape[1] >= short.spec.window_samples
+    with pytest.raises(DataError, match=r"bw\.hea is not there"):
+        load_task(chosen(), mini, noise=tmp_path, cache=cache)
+
+
+def test_recordings_by_which_no_epoch_can_be_chosen_are_refused(fixtures: Path, cache: Path) -> None:
+    """A single one in the validation fold: no label is there both present and absent."""
+    preset = customised("cinc2017", net="nano", spec={}, fit={}, noise=0.0)
+    with pytest.raises(DataError, match=r"of no label do the 1 recordings to choose on \(fold 8\)"):
+        load_task(preset, fixtures / "cinc2017", cache=cache)
+
+
+def test_a_network_s_first_weights_follow_its_seed(task: Task) -> None:
+    first, again, other = (task.network(seed).head.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert task.network(1).config.auxiliary == 71
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ptbxl-super", {"classify", "contrast", "auxiliary"}),
+        ("ablation-contrastive", {"classify", "contrast"}),
+        ("ablation-csca", {"classify"}),
+    ],
+)
+def test_a_preset_s_tasks_and_what_its_header_tells(
+    mini: Path, cache: Path, tmp_path: Path, name: str, parts: set[str]
+) -> None:
+    preset = chosen(name)
+    result = train_task(load_task(preset, mini, cache=cache), tmp_path)
+    row = result.history[0]
+    assert {key.removeprefix("loss_") for key in row if key.startswith("loss_")} == parts
+    _, info = checkpoint.load(result.best)
+    told = {key: info[key] for key in ("preset", "net_name", "contrastive", "temperature", "auxiliary", "records")}
+    assert told == {
+        "preset": name,
+        "net_name": "nano",
+        "contrastive": preset.contrastive,
+        "temperature": preset.temperature,
+        "auxiliary": preset.auxiliary,
+        "records": 7,
+    }
+    assert (info["train_folds"], info["validation_fold"]) == (list(FOLDS), 9)
+
+
+@dataclass
+class Spy:
+    """Stands before `fit` and notes what each run sees."""
+
+    runs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    first_weights: list[float] = field(default_factory=list)
+    told: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, net: Any, data: EcgData, *arguments: Any, **options: Any) -> FitResult:
+        _validation, objective, config, out = arguments
+        assert objective.wanted(torch.arange(len(data)))["labels"].numpy() == pytest.approx(data.targets)
+        self.runs[out.name] = tuple(data.record.tolist())
+        self.seeds.append(config.seed)
+        self.first_weights.append(net.head.weight[0, 0].item())
+        self.told.append(options["info"]["train_folds"])
+        return fit(net, data, *arguments, **options)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy = Spy()
+    monkeypatch.setattr(train.task, "fit", spy)
+    return spy
+
+
+def never(*_: object) -> Any:
+    raise AssertionError("it was computed again")
+
+
+def test_an_opinion_comes_from_networks_that_have_not_seen_the_recording(
+    task: Task, spy: Spy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    opinions = cross_fit(task, tmp_path, repeats=2, say=said.append)
+    assert list(spy.runs) == ["1-2", "1-4", "1-7", "2-2", "2-4", "2-7"]  # none for the fold without recordings
+    assert said[0] == "network 1 of 6, without fold 2"
+    assert [list(folds) for folds in spy.told[:3]] == [[4, 7], [2, 7], [2, 4]]
+    assert len(set(spy.seeds)) == len(set(spy.first_weights)) == 6
+    names = np.asarray(task.train.record.tolist())
+    for run, seen in spy.runs.items():
+        assert set(seen) == set(names[task.fold != int(run[2:])].tolist()), run
+
+    wanted = np.zeros_like(opinions)
+    for repeat in (1, 2):
+        for fold in (2, 4, 7):
+            net, _ = checkpoint.load_network(tmp_path / f"{repeat}-{fold}" / "best.safetensors")
+            wanted[task.fold == fold] += predict(net, task.train)[task.fold == fold] / 2
+    np.testing.assert_allclose(opinions, wanted, atol=1e-6)
+    assert opinions.shape == task.train.targets.shape
+    assert opinions.dtype == np.float32
+
+    # Again, as another seed of the final network would: nothing is computed.
+    monkeypatch.setattr(train.task, "predict", never)
+    np.testing.assert_array_equal(cross_fit(task, tmp_path, repeats=2, hooks=Hooks(never, never)), opinions)
+    another_seed = replace(task, preset=chosen(seed=5))
+    np.testing.assert_array_equal(cross_fit(another_seed, tmp_path, repeats=2, hooks=Hooks(never, never)), opinions)
+
+
+def test_an_interrupted_cross_fit_goes_on_where_it_was(task: Task, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop_at(network: int) -> Callable[[dict[str, float]], None]:
+        epochs = 0
+
+        def stop(_row: dict[str, float]) -> None:
+            nonlocal epochs
+            epochs += 1
+            if epochs == network:
+                raise StoppedError
+
+        return stop
+
+    whole = cross_fit(task, tmp_path / "whole", repeats=1)
+    with pytest.raises(StoppedError):
+        cross_fit(task, tmp_path / "again", repeats=1, hooks=Hooks(on_epoch=stop_at(2)))
+    rows: list[dict[str, float]] = []
+    again = cross_fit(task, tmp_path / "again", repeats=1, hooks=Hooks(on_epoch=rows.append))
+    assert len(rows) == 1  # the third network's only epoch
+    np.testing.assert_array_equal(again, whole)
+
+
+def test_networks_of_another_configuration_give_no_opinions(task: Task, tmp_path: Path) -> None:
+    cross_fit(task, tmp_path, repeats=1)
+    with pytest.raises(CheckpointError, match="holds a run with another fit"):
+        cross_fit(replace(task, preset=chosen(epochs=2)), tmp_path, repeats=1)
+
+
+def test_opinions_that_the_disk_does_not_take_are_told_by_their_file(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: IO[bytes], _logits: object) -> None:
+        stream.write(b"as much as there was room for")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = cross_fit(task, tmp_path / "whole", repeats=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(CheckpointError, match=r"cannot write .*1-2/logits-\w+.npy: .*No space left") as caught:
+            cross_fit(task, tmp_path / "again", repeats=1)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.partial"))
+    np.testing.assert_array_equal(cross_fit(task, tmp_path / "again", repeats=1), whole)
+
+
+def test_one_fold_has_no_others_to_learn_from(mini: Path, cache: Path, tmp_path: Path) -> None:
+    task = load_task(replace(chosen(), train_folds=(2, 5)), mini, cache=cache)
+    with pytest.raises(DataError, match="two training folds, and all there are lie in fold 2"):
+        cross_fit(task, tmp_path, repeats=1)
+
+
+def test_opinions_are_learned_beside_the_labels_and_told(task: Task, tmp_path: Path) -> None:
+    opinions = np.random.default_rng(0).normal(0, 2, task.train.targets.shape).astype(np.float32)
+    plain = train_task(task, tmp_path / "plain")
+    result = train_task(task, tmp_path / "taught", opinions=opinions)
+    row = result.history[0]
+    assert {"loss_teacher", "loss_labels", "loss_contrast", "loss_auxiliary"} <= row.keys()
+    assert "loss_classify" not in row
+    # The labels' share is what the opinions leave of them.
+    assert row["loss_labels"] < (1.5 - OPINION_SHARE) * plain.history[0]["loss_classify"]
+    _, info = checkpoint.load(result.best)
+    assert info["opinion_share"] == OPINION_SHARE
+    other = train_task(task, tmp_path / "other", opinions=opinions + 1)
+    assert other.history[0]["loss_teacher"] != row["loss_teacher"]
+    with pytest.raises(CheckpointError, match="another opinions"):
+        train_task(task, tmp_path / "taught", opinions=opinions + 1)
+    for out, kind in (("taught", None), ("plain", opinions)):
+        with pytest.raises(CheckpointError, match="another opinion"):
+            train_task(task, tmp_path / out, opinions=kind)
