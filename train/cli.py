@@ -110,6 +110,7 @@ def train(
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after so many epochs without a better macro-AUC; 0 for never.")
     ] = 0,
+    mixup: Annotated[float, typer.Option(min=0.0, help="Mix recordings by shares from Beta(MIXUP, MIXUP).")] = 0.0,
     noise: Annotated[
         Path | None,
         typer.Option(help="Folder of nstdb: mix its noise into a third of the recordings.", show_default=False),
@@ -160,7 +161,7 @@ def train(
             "rate_hz": rate_hz,
             "window_s": window_s,
         },
-        fit={"epochs": epochs, "batch": batch, "seed": seed, "patience": patience},
+        fit={"epochs": epochs, "batch": batch, "seed": seed, "patience": patience, "mixup": mixup},
         noise=NOISE_SHARE if noise is not None else 0.0,
     )
     folder = out or Path("runs") / preset
