@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": "runtime.cli",
     "run": "runtime.cli",
+    "devices": "firmware_bridge.cli",
+    "wire": "firmware_bridge.cli",
     "emulate": "firmware_bridge.cli",
     "data": "train.data_cli",
     "train": "train.cli",

@@ -18,6 +18,12 @@ Noise = Annotated[
     Path | None,
     typer.Option(help="Folder of nstdb: mix its noise into a third of the student's recordings.", show_default=False),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting instead of the recipe's; may be repeated.", show_default=False
+    ),
+]
 PRESET = "ptbxl-super"
 
 
@@ -28,24 +34,48 @@ def _compress() -> None:
 
 @app.command("compress")
 def compress(
-    checkpoint: Checkpoint,
-    data: DataFolder,
-    out: Annotated[Path, typer.Option(help="Folder for models and report.", show_default=False)],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="The teacher, a .safetensors checkpoint.", show_default=False)
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for models and report.", show_default=False)] = None,
     recipe: RecipeName = PRESET,
+    overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Set two runs' reports side by side, and end."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --compare: print JSON.")] = False,
 ) -> None:
     """Distil, export and quantize a trained network, proving each step; exit code 1 if accuracy falls too far.
 
-    Example: m2jl compress teacher.safetensors --data ptb-xl --out runs/compress
+    Example: m2jl compress teacher.safetensors --data ptb-xl --out runs/compress --set student.epochs=10
     """
-    from compress.pipeline import run_pipeline
+    if compared is not None:
+        _compare(*compared, as_json=as_json)
+        return
+    if as_json:
+        raise typer.BadParameter("only --compare prints JSON; a run leaves report.json", param_hint="--json")
+    if checkpoint is None:
+        raise typer.BadParameter("name the teacher's checkpoint", param_hint="CHECKPOINT")
+    if data is None:
+        raise typer.BadParameter("name the data set's folder", param_hint="--data")
+    if out is None:
+        raise typer.BadParameter("name the folder for models and report", param_hint="--out")
+    from compress.pipeline import plan, run_pipeline
     from compress.recipe import load_recipe
     from train.cli import epoch_teller, progress_bar, stepper
     from train.presets import preset
     from train.trainer import Hooks
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        for stage, says in plan(checkpoint, loaded, preset(loaded.preset), data, out):
+            typer.echo(f"{stage:<9} {says}")
+        return
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)
         report = run_pipeline(
@@ -66,12 +96,42 @@ def compress(
     typer.echo(f"passed; figures are of {report.validation}; {out / 'report.html'}")
 
 
+def _compare(one: Path, other: Path, *, as_json: bool) -> None:
+    import json
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from compress.report import read_report, set_beside
+
+    pairs = set_beside(read_report(one), read_report(other))
+    if as_json:
+        typer.echo(json.dumps({name: {"a": a, "b": b} for name, (a, b) in pairs.items()}))
+        return
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for title in (str(one), str(other), "change"):
+        table.add_column(title, justify="right", overflow="fold")
+    for name, (a, b) in pairs.items():
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+        table.add_row(name, _shown(a), _shown(b), f"{b - a:+.6g}" if numbers and a != b else "")
+    Console().print(table)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 @app.command("distill")
 def distill(
     checkpoint: Checkpoint,
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
     recipe: RecipeName = PRESET,
+    overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
 ) -> None:
@@ -89,7 +149,7 @@ def distill(
     from train.presets import preset
     from train.trainer import Hooks
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, overrides or [])
     chosen = preset(loaded.preset)
     net, _ = load_network(checkpoint)
     spec = student_spec(loaded, net.spec)

@@ -2,7 +2,8 @@
 
     report = run_pipeline(Path("teacher.safetensors"), recipe, Path("ptb-xl"), Path("out"))
 
-Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx``, ``report.json``
+Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx``, both
+with golden windows inside (`runtime.golden`), ``NAME.cdx.json`` and ``SHA256SUMS`` (`compress.sbom`), ``report.json``
 and the same as a page, ``report.html``.  The shipped file's thresholds are tuned on the validation fold with the
 quantized model's own probabilities.  A stage that loses more than the gate allows ends the run with `GateFailed`; the
 report is written all the same and says so.
@@ -24,19 +25,24 @@ from numpy.typing import NDArray
 from compress.distill import distill, student_network, student_spec
 from compress.errors import CompressError, GateFailed
 from compress.export import export
+from compress.golden import add_golden
 from compress.quantize import quantize, with_spec
 from compress.recipe import Recipe
 from compress.report import versions, write_html
+from compress.sbom import write_checksums, write_sbom
 from compress.verify import Comparison, check, compare
 from runtime.bench import BenchConfig, bench
 from runtime.model import Model, read_model, sigmoid
 from runtime.session import write_atomically
+from train import checkpoint
 from train.checkpoint import load_network
 from train.dataset import EcgData, load
 from train.evaluate import onnx_logits
 from train.metrics import best_thresholds
+from train.model import count_parameters
 from train.noise import load_noise
 from train.presets import Preset
+from train.table import open_table
 from train.trainer import Hooks, predict
 
 
@@ -139,6 +145,8 @@ def run_pipeline(
         **taught.as_dict(),
         "passed": False,
     }
+    for path in _products(recipe, out):
+        path.unlink(missing_ok=True)  # a model of an earlier run must not stand beside a report that says "failed"
     try:
         check(taught, "distill", recipe.gate)
         report.stages["distill"]["passed"] = True
@@ -152,6 +160,57 @@ def run_pipeline(
     return report
 
 
+def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -> list[tuple[str, str]]:
+    """What `run_pipeline` would do, as (stage, sentence); nothing is written.
+
+    Raises:
+        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
+    """
+    net, _ = load_network(teacher)
+    student = student_network(recipe, net.spec)
+    table = open_table(data)
+    records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
+    fp32, int8, *_ = _products(recipe, out)
+    there = {True: "replaces the one that is there", False: "new"}
+    return [
+        ("recipe", f"{recipe.name}, preset {recipe.preset}"),
+        ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
+        ("teacher", f"{teacher}, {len(net.spec.leads)} leads, {count_parameters(net):,} parameters"),
+        (
+            "distill",
+            f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
+            f"{count_parameters(student):,} parameters; {_left_to_teach(teacher, recipe, out / 'student')}",
+        ),
+        ("export", f"{fp32}: {there[fp32.exists()]}"),
+        ("quantize", f"{int8}: {there[int8.exists()]}; {recipe.quantize.method}, {recipe.quantize.records} records"),
+        ("report", f"{out / 'report.html'}: {there[(out / 'report.html').exists()]}"),
+    ]
+
+
+def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path) -> str:
+    """What an earlier run left, and how long the rest would take at its pace."""
+    last, epochs = folder / "last.safetensors", recipe.student.epochs
+    if not last.exists():
+        return f"{epochs} epochs"
+    _, info = checkpoint.load(last)
+    digest = str(_file(teacher)["sha256"])
+    wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
+    there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
+    pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)
+    changed = [f"{name} {old} there, {new} wanted" for name, old, new in pairs if old != new]
+    if changed:
+        return f"would be refused, for the folder holds another run ({'; '.join(changed)}): choose another --out"
+    seconds = [row["seconds"] for row in info["history"]]
+    left_min = (epochs - len(seconds)) * float(np.median(seconds)) / 60
+    return f"{len(seconds)} of {epochs} epochs are there, about {left_min:.0f} min to go"
+
+
+def _products(recipe: Recipe, out: Path) -> tuple[Path, Path, Path, Path]:
+    """The exported file, the quantized one, the list of components and the checksums."""
+    name = recipe.name
+    return out / f"{name}-fp32.onnx", out / f"{name}-int8.onnx", out / f"{name}.cdx.json", out / "SHA256SUMS"
+
+
 def _unproven(path: Path) -> Path:
     """Where a stage's file waits for its proof."""
     return path.with_name(f"{path.stem}.unproven.onnx")
@@ -159,7 +218,7 @@ def _unproven(path: Path) -> Path:
 
 def _deploy(
     recipe: Recipe,
-    checkpoint: Path,
+    taught: Path,
     reference: NDArray[np.float32],
     train_data: EcgData,
     validation: EcgData,
@@ -169,10 +228,8 @@ def _deploy(
     say: Callable[[str], None],
 ) -> None:
     """Export, quantize, verify each, and measure both files."""
-    spec = load_network(checkpoint)[0].spec
-    fp32, int8 = out / f"{recipe.name}-fp32.onnx", out / f"{recipe.name}-int8.onnx"
-    for path in (fp32, int8):
-        path.unlink(missing_ok=True)  # a model of an earlier run must not stand beside a report that says "failed"
+    spec = load_network(taught)[0].spec
+    fp32, int8, sbom, checksums = _products(recipe, out)
 
     def verify(stage: str, path: Path, before: NDArray[np.float32]) -> NDArray[np.float32]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
@@ -188,12 +245,13 @@ def _deploy(
         }
         check(comparison, stage, recipe.gate)
         tuned(unproven, logits, validation, _figures(comparison, fold, len(validation)))
+        add_golden(unproven, train_data)
         os.replace(unproven, path)
         report.stages[stage] |= {**_file(path), "passed": True}
         return logits
 
     say("export")
-    export(checkpoint, _unproven(fp32))
+    export(taught, _unproven(fp32))
     exported = verify("export", fp32, reference)
     say("quantize")
     how = recipe.quantize
@@ -202,3 +260,5 @@ def _deploy(
     say("benchmark")
     for stage, row in zip(("export", "quantize"), bench([fp32, int8], BenchConfig(), []), strict=True):
         report.stages[stage] |= {key: row[key] for key in ("latency_ms", "machine")}
+    write_sbom(sbom, recipe.name, [fp32, int8])
+    write_checksums(checksums, [fp32, int8, sbom])

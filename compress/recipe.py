@@ -1,17 +1,18 @@
 """Recipes: what `m2jl compress` does to a checkpoint, as validated TOML.
 
-recipe = load_recipe("ptbxl-super")            # a shipped one, or a path
+recipe = load_recipe("ptbxl-super", ["student.epochs=10"])            # a shipped one, or a path
 recipe.student.net, recipe.gate.max_auc_drop
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from compress.errors import RecipeError
 
@@ -19,6 +20,8 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Finite = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+# On a command line a list is what stands between commas.
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
 
 
 class _Section(BaseModel):
@@ -29,7 +32,7 @@ class Student(_Section):
     """The network that is taught, and for how long; `leads` where it is to see fewer than its teacher."""
 
     net: str
-    leads: tuple[str, ...] | None = None
+    leads: Names | None = None
     epochs: Count = 30
     batch: Count = 64
     peak_rate: Positive = 3e-3
@@ -84,8 +87,24 @@ class Recipe(_Section):
     gate: Gate = Gate()
 
 
-def load_recipe(name: str) -> Recipe:
+def _override(fields: dict[str, Any], override: str) -> None:
+    """Put one KEY=VALUE into a recipe's fields; its value stays text, which the recipe's own types then read."""
+    key, equals, value = override.partition("=")
+    *sections, last = (part.strip() for part in key.split("."))
+    if not equals or not last:
+        raise RecipeError(f"--set {override}: it must be KEY=VALUE, such as student.epochs=10")
+    for section in sections:
+        fields = fields.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise RecipeError(f"--set {override}: {section} is no section of a recipe")
+    fields[last] = value.strip()
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by path, or a shipped one by name.
+
+    Args:
+        overrides: settings that replace the recipe's, each as KEY=VALUE.
 
     Raises:
         RecipeError: missing, not TOML, or with a key or value that makes no sense; the message names it.
@@ -99,6 +118,8 @@ def load_recipe(name: str) -> Recipe:
         raise RecipeError(f"there is no recipe {name}; shipped ones: {', '.join(known)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"cannot read recipe {source}: {error}") from error
+    for override in overrides:
+        _override(fields, override)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:

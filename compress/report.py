@@ -2,7 +2,7 @@
 
     fields = read_report(Path("runs/compress"))            # a folder, or its report.json
     write_html(Path("runs/compress/report.html"), fields)
-    set_beside(fields, read_report(Path("runs/other")))    # [("quantize macro_auc", 0.93, 0.92), ...]
+    set_beside(fields, read_report(Path("runs/other")))    # {"quantize.macro_auc": (0.93, 0.92), ...}
 
 Pictures are inline SVG, and what the page shows lies in it once more as JSON
 (``<script type="application/json" id="report">``).
@@ -37,15 +37,20 @@ REPORT_STYLE = """
 .verdict { display: inline-block; margin-top: 14px; padding: 3px 12px; border-radius: 6px; font-weight: 600 }
 .verdict.passed, td.passed { color: #1f6b45 } .verdict.passed { background: #e3f2ea }
 .verdict.failed, td.failed { color: #a6301d } .verdict.failed { background: #fbe6e1 }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px 28px; margin-top: 8px }
-.pictures svg { width: 268px; height: auto } .bars svg { width: 520px; max-width: 100%; height: auto }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 12px 20px;
+  margin-top: 8px }
+.pictures.bars { grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)) }
+.pictures svg { width: 100%; height: auto; overflow: visible }
+table.labels tbody th { vertical-align: middle }
 td.name, th.name { text-align: left !important; overflow-wrap: anywhere }
 td small { display: block; color: var(--soft); font-size: 12px }
-.recipe { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 8px 36px }
+.recipe { display: grid; grid-template-columns: repeat(auto-fill, minmax(196px, 1fr)); gap: 8px 28px }
 .recipe h3 { margin: 14px 0 4px } dl { margin: 0; font-size: 14px }
-dl div { display: flex; justify-content: space-between; gap: 16px; border-bottom: 1px solid var(--rule); padding: 3px 0 }
+dl div { display: flex; justify-content: space-between; gap: 16px; padding: 3px 0;
+  border-bottom: 1px solid var(--rule) }
 dt { color: var(--soft) } dd { margin: 0; text-align: right }
-svg .teacher { fill: #b4bdc7 } svg .distill { fill: #86b0da } svg .export { fill: #2764a5 } svg .quantize { fill: #c4572c }
+svg .teacher { fill: #b4bdc7 } svg .distill { fill: #86b0da }
+svg .export { fill: #2764a5 } svg .quantize { fill: #c4572c }
 svg .limit { stroke: #1d2630; stroke-width: 1.4 } svg text.label { font-size: 12px; font-weight: 600; fill: #1d2630 }
 svg text.beyond { fill: #a6301d; font-weight: 600 }
 """
@@ -77,6 +82,47 @@ def read_report(path: Path) -> Fields:
     return fields
 
 
+# Figures of a stage that two reports are compared by, as their names begin.
+COMPARED = (
+    "macro_auc",
+    "macro_f1",
+    "auc.",
+    "f1.",
+    "file_kb",
+    "parameters",
+    "macs",
+    "latency_ms.p50",
+    "max_logit_error",
+    "decisions_changed",
+    "passed",
+)
+
+
+def set_beside(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
+    """What two reports say of the same thing, by a dotted name; None where a report does not say.
+
+    Settings of the recipe are among it where they differ, figures of the stages all.
+    """
+    recipes = [_flat({"recipe": fields.get("recipe", {})}) for fields in (one, other)]
+    figures = [
+        {f"{stage}.{key}": value for stage, row in fields["stages"].items() for key, value in _flat(row).items()}
+        for fields in (one, other)
+    ]
+    settings = _pairs(*recipes)
+    compared = {key: pair for key, pair in _pairs(*figures).items() if key.partition(".")[2].startswith(COMPARED)}
+    return {key: pair for key, pair in settings.items() if pair[0] != pair[1]} | compared
+
+
+def _flat(value: object, name: str = "") -> Fields:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
+
+
+def _pairs(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
+    return {key: (one.get(key), other.get(key)) for key in {**one, **other}}
+
+
 def write_html(path: Path, fields: Fields) -> None:
     """Write a report as one HTML file, whole or not at all."""
     # ASCII, so that the page is right whatever encoding this machine writes text in.
@@ -103,8 +149,8 @@ def _page(fields: Fields) -> str:
         (
             "labels",
             "Labels",
-            "Every stage at thresholds tuned on its own probabilities. Beside a bar: the figure, and its change against "
-            "the stage before. A black mark is the gate's limit: a bar that ends to the left of it does not pass.",
+            "Every stage at thresholds tuned on its own probabilities. Beside a bar: the figure, and its change "
+            "against the stage before. A black mark is the gate's limit: a bar that ends before it does not pass.",
             f'<div class="pictures bars">{_bars(fields, "auc", "AUC", 0.5)}{_bars(fields, "f1", "F1", 0.0)}</div>',
         ),
         ("recipe", "Recipe", "As it was followed, overrides and defaults included.", _recipe(fields["recipe"])),
@@ -167,7 +213,11 @@ def _pareto(fields: Fields) -> str:
                 row = fields["stages"].get(stage, {})
                 cost = row.get("file_kb") if what == "size" else row.get("latency_ms", {}).get("p50")
                 # The student's checkpoint is the fp32 model in another format.
-                if stage != "distill" and cost is not None and row.get(key) is not None:
+                if (
+                    not (stage == "distill" and "export" in fields["stages"])
+                    and cost is not None
+                    and row.get(key) is not None
+                ):
                     points.append((cost, row[key], title))
             if points:
                 pictures.append(_plane(sorted(points), name, f"{what}, {unit}"))
@@ -186,7 +236,7 @@ def _plane(points: list[tuple[float, float, str]], y_name: str, x_name: str) -> 
     plot.line([x for x, _ in front], [y for _, y in front], "guide")
     for k, (x, y, title) in enumerate(points):
         plot.dot(x, y)
-        plot.note(plot.x(x), plot.y(y) + (-9 if k % 2 == 0 else 17), title, "middle")
+        plot.note(plot.x(x) - 4, plot.y(y) + (-9 if k % 2 == 0 else 17), title)
     return plot.svg(f"{y_name} against {x_name}")
 
 
@@ -253,14 +303,16 @@ def _bars(fields: Fields, key: str, name: str, low: float) -> str:
         figures = {s: row[f"macro_{key}"] if label == MACRO else row[key][label] for s, row in stages.items()}
         for stage, value in figures.items():
             before, limit = figures.get(BEFORE.get(stage, "")), _limit(stage, label, key, gate)
+            drops = stages[stage].get(f"{key}_drop", {}) | {MACRO: stages[stage].get(f"macro_{key}_drop")}
+            drop = drops.get(label)
             least = None if before is None or limit is None else before - limit
-            says, beyond = _figure(value), least is not None and (value is None or value < least)
+            says, beyond = _figure(value), least is not None and limit is not None and (drop is None or drop > limit)
             if value is not None:
                 length = number(x(value) - NAME_WIDTH)
                 parts.append(
                     f'<rect class="{stage}" x="{NAME_WIDTH}" y="{y}" width="{length}" height="{BAR_HEIGHT - 2}"/>'
                 )
-                says += "" if before is None else f"  {value - before + 0.0:+.4f}"
+                says += f" {_change(drop)}"
             if least is not None:
                 parts.append(f'<path class="limit" d="M{number(x(least))} {y - 1}v{BAR_HEIGHT}"/>')
             kind = "beyond" if beyond else "figure"

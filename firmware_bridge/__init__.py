@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from firmware_bridge.blocks import Block, BlockAssembler
     from firmware_bridge.decoder import Decoder
-    from firmware_bridge.device import Device, DeviceStats
+    from firmware_bridge.device import Device, DeviceStats, LinkChange
     from firmware_bridge.errors import (
         BridgeError,
         LinkLost,
@@ -39,6 +39,7 @@ _HOME = {
     "Device": "device",
     "DeviceStats": "device",
     "Frame": "protocol",
+    "LinkChange": "device",
     "LinkLost": "errors",
     "NoDevice": "errors",
     "PortError": "errors",
@@ -56,6 +57,7 @@ __all__ = [
     "Device",
     "DeviceStats",
     "Frame",
+    "LinkChange",
     "LinkLost",
     "NoDevice",
     "PortError",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,9 @@ class Block:
     ecg_mv: NDArray[np.float32]
     """(leads, samples)"""
     lead_off: NDArray[np.bool_]
-    """(leads,): the electrode had no contact at some time in this block."""
+    """(leads,), read-only: the electrode had no contact at some time in this block."""
     saturated: NDArray[np.bool_]
-    """(leads,): the converter was at its limit at some time in this block."""
+    """(leads,), read-only: the converter was at its limit at some time in this block."""
     missing_samples: int
     """Samples per lead that were lost right before this block."""
     restarted: bool
@@ -77,13 +78,13 @@ class BlockAssembler:
         """Take the next frame of any type; return a block if it brings new samples."""
         block: Block | None = None
         match frame.message:
+            case Samples() as samples:
+                block = self._assemble(frame, samples)
             case Info() as info:
                 self._learn(info, frame.tick)
             case Status(streaming=False, boot_id=boot_id) if self.info is not None and boot_id == self.info.boot_id:
                 # The tick of the end shows whether the last frames before it were lost.
                 self._expect(frame.tick)
-            case Samples() as samples:
-                block = self._assemble(frame, samples)
         return block
 
     def _learn(self, info: Info, tick: int) -> None:
@@ -141,5 +142,8 @@ class BlockAssembler:
         return block
 
 
+@lru_cache(maxsize=64)  # nearly always the same few: all electrodes are on, or one is off
 def _flags(mask: int, leads: int) -> NDArray[np.bool_]:
-    return (mask >> np.arange(leads) & 1).astype(np.bool_)
+    flags: NDArray[np.bool_] = (mask >> np.arange(leads) & 1).astype(np.bool_)
+    flags.setflags(write=False)
+    return flags

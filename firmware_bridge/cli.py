@@ -1,4 +1,4 @@
-"""`m2jl emulate`: a serial device made of a recording."""
+"""`m2jl emulate`, `wire` and `devices`: options and printing; the work is in the other modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def _firmware_bridge() -> None:
-    """The serial side: emulated devices."""
+    """The serial side."""
 
 
 def parse_speed(text: str) -> float:
@@ -139,3 +139,98 @@ def emulate(
     word = "done" if report.finished else "ended early"
     hit = "".join(f", {count} x {kind}" for kind, count in report.faults.items())
     typer.echo(f"{word}: {report.samples_sent} samples of every lead in {report.frames_sent} frames{hit}", err=True)
+
+
+@app.command("wire")
+def wire(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="serial:///dev/ttyUSB0?baud=230400, tcp://host:port, or a file that --record made.", show_default=False
+        ),
+    ],
+    duration: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after so long on the clock.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep all bytes that come, damaged or not.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a second.")] = False,
+) -> None:
+    """Watch the wire: rate, loss, damaged frames by reason, clock drift, loose electrodes, a strip of every lead.
+
+    Starts the device and stops it at the end: after --duration, with its recording, or on Ctrl-C. A lost link is waited
+    for. Prints a line a second where there is no terminal. Needs no model.
+
+    Example: m2jl wire serial:///dev/ttyUSB0 --record session.bin
+    """
+    import json
+    import logging
+    import math
+    import signal
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
+    from firmware_bridge.device import Device
+    from firmware_bridge.errors import OptionError
+    from firmware_bridge.wire import replay
+    from firmware_bridge.wire_view import show
+
+    logging.basicConfig(format="m2jl: %(message)s", level=logging.ERROR)
+    if duration is not None and not math.isfinite(duration):
+        raise typer.BadParameter(f"{duration} is no duration", param_hint="--duration")
+    if "://" not in source:
+        info, stats = replay(Path(source))
+        if as_json:
+            typer.echo(json.dumps({"event": "replay", "device_id": info.device_id, "stats": asdict(stats)}))
+            return
+        typer.echo(f"{info.device_id} ({info.firmware}): {', '.join(info.leads)} at {info.rate_hz:g} Hz")
+        for name, count in asdict(stats).items():
+            typer.echo(f"{name:<20} {count}")
+        return
+    with ExitStack() as stack:
+        tap = None
+        if record is not None:
+            try:
+                tap = stack.enter_context(record.open("wb")).write
+            except OSError as error:
+                raise OptionError(f"--record {record}: {error.strerror}") from error
+        device = stack.enter_context(Device.open(source, tap=tap))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: device.interrupt())
+        show(device, duration_s=duration, as_json=as_json)
+
+
+@app.command("devices")
+def devices(
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help="More places to ask, such as tcp://host:port.")
+    ] = None,
+    baud: Annotated[int, typer.Option(min=1, help="Bits per second on the serial ports.")] = 230_400,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, metavar="SECONDS", help="How long each may take.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the serial ports and what answers on them. Nothing is started.
+
+    Example: m2jl devices
+    """
+    import json
+    import logging
+
+    from firmware_bridge.ports import survey
+
+    logging.basicConfig(format="m2jl: %(message)s", level=logging.ERROR)
+    ports = survey(urls or [], baud=baud, timeout_s=timeout)
+    if as_json:
+        typer.echo(json.dumps([port.to_dict() for port in ports]))
+        return
+    for port in ports:
+        about = ", ".join(filter(None, (port.description, port.usb)))
+        typer.echo(f"{port.url}{f'  ({about})' if about else ''}")
+        if port.info is None:
+            typer.echo(f"    {port.problem}")
+        else:
+            info = port.info
+            typer.echo(f"    {info.device_id} ({info.firmware}): {', '.join(info.leads)} at {info.rate_hz:g} Hz")
+    if not ports:
+        typer.echo("no serial port is there", err=True)

@@ -47,16 +47,18 @@ def decode(stuffed: bytes) -> bytes:
         raise FrameError(DropReason.FRAMING, "COBS: no bytes")
     if 0 in stuffed:
         raise FrameError(DropReason.FRAMING, "COBS: a zero byte inside")
-    pieces: list[bytes] = []
+    # Every code but the first stands where a zero was, so it becomes one; behind a full run it stands for nothing.
+    plain = bytearray(stuffed)
+    surplus: list[int] = []
     position, end = 0, len(stuffed)
-    while True:
+    while position < end:
         code = stuffed[position]
-        next_code = position + code
-        if next_code > end:
-            raise FrameError(DropReason.FRAMING, f"COBS: cut short, {next_code - end} bytes are missing")
-        pieces.append(stuffed[position + 1 : next_code])
-        if next_code == end:
-            return b"".join(pieces)
-        if code != _FULL_RUN + 1:
-            pieces.append(b"\0")
-        position = next_code
+        plain[position] = 0
+        position += code
+        if code == _FULL_RUN + 1 and position < end:
+            surplus.append(position)
+    if position > end:
+        raise FrameError(DropReason.FRAMING, f"COBS: cut short, {position - end} bytes are missing")
+    for position in reversed(surplus):
+        del plain[position]
+    return bytes(plain[1:])

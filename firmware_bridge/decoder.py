@@ -52,8 +52,12 @@ class Decoder:
         *complete, rest = data.split(DELIMITER)
         frames: list[Frame] = []
         for run in complete:
-            self._collect(run)
-            frame = self._finish()
+            # A run that came whole, as most do, need not be put together.
+            if self._pending or self._overlong or len(run) > MAX_ENCODED_BYTES:
+                self._collect(run)
+                frame = self._finish()
+            else:
+                frame = self._decode(run)
             if frame is not None:
                 frames.append(frame)
         self._collect(rest)
@@ -76,10 +80,13 @@ class Decoder:
 
     def _finish(self) -> Frame | None:
         self._overlong = False
-        if not self._pending:  # between two frames, or behind a run that was too long
-            return None
         run = bytes(self._pending)
         self._pending.clear()
+        return self._decode(run)
+
+    def _decode(self, run: bytes) -> Frame | None:
+        if not run:  # between two frames, or behind a run that was too long
+            return None
         try:
             frame = decode_frame(run)
         except FrameError as error:

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from firmware_bridge.blocks import Block, BlockAssembler
-from firmware_bridge.decoder import Decoder
+from firmware_bridge.blocks import AssemblerStats, Block, BlockAssembler
+from firmware_bridge.decoder import Decoder, DecoderStats
 from firmware_bridge.errors import DropReason, LinkLost, NoDevice, PortError, ProtocolError
 from firmware_bridge.link import POLL_S, Link
 from firmware_bridge.messages import (
@@ -83,6 +83,27 @@ class DeviceStats:
     duplicates: int
     rejected: int
     restarts: int
+    reconnects: int
+
+    @classmethod
+    def of(cls, decoder: DecoderStats, assembler: AssemblerStats, reconnects: int = 0) -> Self:
+        """What both have counted."""
+        return cls(
+            bytes_received=decoder.bytes_received,
+            frames=decoder.frames,
+            crc_errors=decoder.dropped[DropReason.CRC],
+            framing_errors=decoder.dropped[DropReason.FRAMING] + decoder.dropped[DropReason.OVERLONG],
+            other_version=decoder.dropped[DropReason.VERSION],
+            unknown_types=decoder.dropped[DropReason.UNKNOWN_TYPE],
+            malformed=decoder.dropped[DropReason.MALFORMED],
+            samples_received=assembler.samples_received,
+            samples_missing=assembler.samples_missing,
+            samples_before_info=assembler.samples_before_info,
+            duplicates=assembler.duplicates,
+            rejected=assembler.rejected,
+            restarts=assembler.restarts,
+            reconnects=reconnects,
+        )
 
 
 class Device:
@@ -103,6 +124,7 @@ class Device:
         self._streaming = False
         self._interrupted = False
         self._closed = False
+        self._reconnects = 0
         self._introduced = False
         self._reason: StopReason | None = None
         self._device_id: str | None = None
@@ -136,22 +158,7 @@ class Device:
     @property
     def stats(self) -> DeviceStats:
         """The counters as they are now."""
-        decoder, assembler = self._decoder.stats, self._assembler.stats
-        return DeviceStats(
-            bytes_received=decoder.bytes_received,
-            frames=decoder.frames,
-            crc_errors=decoder.dropped[DropReason.CRC],
-            framing_errors=decoder.dropped[DropReason.FRAMING] + decoder.dropped[DropReason.OVERLONG],
-            other_version=decoder.dropped[DropReason.VERSION],
-            unknown_types=decoder.dropped[DropReason.UNKNOWN_TYPE],
-            malformed=decoder.dropped[DropReason.MALFORMED],
-            samples_received=assembler.samples_received,
-            samples_missing=assembler.samples_missing,
-            samples_before_info=assembler.samples_before_info,
-            duplicates=assembler.duplicates,
-            rejected=assembler.rejected,
-            restarts=assembler.restarts,
-        )
+        return DeviceStats.of(self._decoder.stats, self._assembler.stats, self._reconnects)
 
     def start(self) -> None:
         """Make the device stream. Returns once it confirmed, or once samples come, whichever is first."""
@@ -270,7 +277,8 @@ class Device:
                     said = str(error)
                     _log.warning("waiting for %s: %s", self.url, error)
             else:
-                tell(LinkChange("back", f"{self.url} is back after {time.monotonic() - lost_s:.1f} s"))
+                self._reconnects += 1
+                tell(LinkChange("back", f"back after {time.monotonic() - lost_s:.1f} s: {self.url}"))
                 return
 
     def _start_again(self) -> None:
@@ -292,18 +300,19 @@ class Device:
         """Say HELLO until an INFO comes, and a STATUS too where that is asked for."""
         self._introduced = False
         self._reason = None
+        before = self.stats
         for _ in self._attempts(CommandKind.HELLO):
             if self._introduced and not (with_status and self._reason is None):
                 return
             if self._ended:
                 break
         stats = self.stats
-        if stats.other_version:
+        came = stats.bytes_received - before.bytes_received
+        nothing = stats.frames == before.frames
+        if nothing and stats.other_version > before.other_version:
             raise ProtocolError(f"the device at {self.url} speaks another version: {self._decoder.stats.last_error}")
-        if stats.bytes_received and not stats.frames:
-            raise NoDevice(
-                f"{stats.bytes_received} bytes came from {self.url} and no frame among them: is the baud rate right?"
-            )
+        if came and nothing:
+            raise NoDevice(f"{came} bytes came from {self.url} and no frame among them: is the baud rate right?")
         raise NoDevice(f"no device answers at {self.url} within {self._timeout_s:g} s: is it on, and is this its port?")
 
     def _command(self, kind: CommandKind, argument: bytes = b"") -> None:

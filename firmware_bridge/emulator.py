@@ -137,7 +137,7 @@ class Emulator:
         waiting: tuple[int, int | None] | None = None
         empty_polls = 0
         progress_s = time.monotonic()
-        while not self._stopping and (empty_polls < _DRAINED_POLLS or self._unheard):
+        while not self._stopping and empty_polls < _DRAINED_POLLS:
             self._flush()
             before, waiting = waiting, (len(self._outbox), self._endpoint.unread_bytes() if self._connected else None)
             if waiting != before:
@@ -145,7 +145,7 @@ class Emulator:
             elif time.monotonic() - progress_s > _LINGER_S:
                 _log.warning("nobody reads the rest of the recording; giving up")
                 return
-            empty_polls = empty_polls + 1 if waiting == (0, 0) else 0
+            empty_polls = empty_polls + 1 if waiting == (0, 0) and not self._unheard else 0
             self._serve(_DRAIN_POLL_S)
 
     def _produce(self, now_s: float) -> None:
@@ -153,9 +153,7 @@ class Emulator:
         if now_s >= self._announce_s and len(self._outbox) < _OUTBOX_BYTES:
             self._queue(self._device.announce())
             self._announce_s = now_s + _ANNOUNCE_S
-        # What is held back on purpose must not make the device wait.
-        limit = _OUTBOX_BYTES if now_s >= self._quiet_until_s else math.inf
-        while self._device.streaming and len(self._outbox) < limit and self._due_s() <= now_s:
+        while self._device.streaming and len(self._outbox) < _OUTBOX_BYTES and self._due_s() <= now_s:
             self._strike(now_s)
             if self._device.streaming:
                 self._queue(self._device.sample())
@@ -234,7 +232,8 @@ class Emulator:
         for frame in frames:
             wire = frame.encode()
             if self._faults is not None and isinstance(frame.message, Samples):
-                for fault in self._spoiled:
+                # Another version is put on a whole frame, which then may be damaged.
+                for fault in sorted(self._spoiled, key=lambda fault: fault.kind is not FaultKind.VERSION):
                     wire = self._faults.damage(fault, wire)
                 self._spoiled.clear()
             self._outbox += wire
@@ -256,7 +255,7 @@ class Emulator:
     def _serve(self, timeout_s: float) -> None:
         """Wait for commands and obey them."""
         # Who sends commands and never reads the answers is made to wait as well.
-        hears = self._connected and (len(self._outbox) < 2 * _OUTBOX_BYTES or time.monotonic() < self._quiet_until_s)
+        hears = self._connected and len(self._outbox) < 2 * _OUTBOX_BYTES
         ports = [self._endpoint.fileno()] if hears else []
         readable, _, _ = select.select(ports, [], [], min(timeout_s, _STOP_POLL_S))
         if readable:

@@ -226,12 +226,12 @@ class Samples:
 
     def counts(self) -> NDArray[np.int32]:
         """The counts, signed, (leads, samples)."""
-        narrow = np.frombuffer(self.data, dtype=np.uint8).reshape(-1, self.bytes_per_sample)
-        wide = np.zeros((len(narrow), 4), dtype=np.uint8)
-        # Into the upper bytes, then shift down: the shift extends the sign.
-        wide[:, 4 - self.bytes_per_sample :] = narrow
-        signed = wide.view("<i4").reshape(-1, self.leads) >> (8 * (4 - self.bytes_per_sample))
-        return np.ascontiguousarray(signed.T, dtype=np.int32)
+        width = self.bytes_per_sample
+        # Four bytes that end where a count ends: the count is in the upper ones, and a shift extends its sign.
+        padded = bytes(4 - width) + self.data
+        shape, strides = (self.leads, self.samples), (width, width * self.leads)
+        wide: NDArray[np.int32] = np.ndarray(shape, "<i4", padded, strides=strides)
+        return np.right_shift(wide, 8 * (4 - width), order="C")
 
     def encode(self) -> bytes:
         fixed = (self.boot_id, self.lead_off, self.saturated, self.leads, self.samples, self.bytes_per_sample)

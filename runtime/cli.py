@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,17 @@ def _runtime() -> None:
     """What runs beside the patient."""
 
 
+def parse_patience(text: str) -> float:
+    """Seconds from zero on, or `forever`."""
+    try:
+        seconds = math.inf if text == "forever" else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise typer.BadParameter(f"{text!r} is neither a number of seconds nor 'forever'")
+    return seconds
+
+
 @app.command("run")
 def run(
     source: Annotated[
@@ -36,17 +48,25 @@ def run(
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for inference.")] = 1,
+    reconnect: Annotated[
+        float,
+        typer.Option(
+            parser=parse_patience,
+            metavar="SECONDS|forever",
+            help="Wait so long for a device whose link was lost; 0 ends the run instead.",
+            show_default="forever",
+        ),
+    ] = float("inf"),
     stats: Annotated[Path | None, typer.Option(help="Write a JSON summary here at the end.")] = None,
 ) -> None:
     """Stream ECG from SOURCE through a model; print alerts as JSON lines on stdout, all else on stderr.
 
-    Ends with the stream, after --duration, or on Ctrl-C or SIGTERM.
+    Ends with the stream, after --duration, or on Ctrl-C or SIGTERM.  A device that was unplugged is waited for.
 
     Example: m2jl run --source serial:///dev/ttyUSB0?baud=230400
     """
     import json
     import logging
-    import math
     import signal
 
     from runtime.alerts import AlertPolicy
@@ -64,7 +84,7 @@ def run(
         raise typer.BadParameter(f"{stats} is a folder, not a file", param_hint="--stats")
     loaded = Model.load(find_model(model), threads=threads)
     sinks = [open_sink(url) for url in sink or ["-"]]
-    with open_source(source, speed=speed) as opened:
+    with open_source(source, speed=speed, reconnect_s=reconnect) as opened:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: opened.interrupt())
 
@@ -247,6 +267,9 @@ def bench(
 def inspect(
     model: Annotated[str, typer.Argument(help="An .onnx file, or the name of a shipped one.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    test: Annotated[
+        bool, typer.Option("--self-test", help="Instead, run the windows in the file; exit code 1 if logits differ.")
+    ] = False,
 ) -> None:
     """Print what a model says of itself: inputs, labels, thresholds, training, size and operators.
 
@@ -257,6 +280,9 @@ def inspect(
     from runtime.doctor import inspect_model
     from runtime.model import find_model
 
+    if test:
+        _self_test(find_model(model), as_json=as_json)
+        return
     facts = inspect_model(find_model(model))
     if as_json:
         typer.echo(json.dumps(facts))
@@ -280,6 +306,28 @@ def inspect(
         ("graph", f"opset {facts['opset']}, {facts['precision']}: {nodes}"),
     ):  # fmt: skip
         typer.echo(f"{name:<12} {value}")
+
+
+def _self_test(path: Path, *, as_json: bool) -> None:
+    import json
+
+    from runtime.golden import read_golden, self_test
+    from runtime.model import Model
+
+    golden = read_golden(path)
+    model = Model.load(path)
+    result = self_test(model, golden)
+    if as_json:
+        error = result.max_error if math.isfinite(result.max_error) else None  # JSON has no NaN
+        fields = {"windows": result.windows, "max_error": error, "tolerance": result.tolerance}
+        typer.echo(json.dumps({**fields, "passed": result.passed, "sha256": model.sha256}))
+    else:
+        typer.echo(
+            f"{'passed' if result.passed else 'failed'}: {result.windows} windows on {model.backend.name}, "
+            f"largest error of a logit {result.max_error:.2g}, tolerance {result.tolerance:g} ({model.spec.precision})"
+        )
+    if not result.passed:
+        raise typer.Exit(1)
 
 
 @app.command("doctor")

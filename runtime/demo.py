@@ -99,7 +99,19 @@ def run_demo(
             if not first:
                 raise emulator.failed()
             url = json.loads(first)["url"]
-            monitor = _Process("monitor", folder, "run", "--source", url, "--model", model, "--stats", str(stats_file))
+            monitor = _Process(
+                "monitor",
+                folder,
+                "run",
+                "--source",
+                url,
+                "--model",
+                model,
+                "--reconnect",
+                "0",
+                "--stats",
+                str(stats_file),
+            )
             for line in monitor.stdout:
                 events.append(json.loads(line))
                 on_event(events[-1])

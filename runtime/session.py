@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge import LinkChange
 from runtime.events import Event
 from runtime.model import Model
 from runtime.monitor import Monitor, MonitorStats
@@ -81,17 +82,19 @@ class Session:
         self._source, self._model, self._sinks = source, model, sinks
         self._duration_s, self._say = duration_s, say
         self._monitor = Monitor(model, source.leads, source.rate_hz)
+        self._samples_seen = 0  # on the device's clock
 
     def run(self) -> dict[str, Any]:
         """Stream until the end; give the session's `summary`.
 
         Raises:
-            firmware_bridge.BridgeError: the link was lost; sinks have got all that came before.
+            firmware_bridge.BridgeError: the link was lost for good; sinks have got all that came before.
         """
         reported_s, stats = time.monotonic(), self._monitor.stats
         limit = None if self._duration_s is None else round(self._duration_s * self._source.rate_hz)
         try:
-            for block in self._source.blocks():
+            for block in self._source.blocks(self._tell_link):
+                self._samples_seen = block.first_sample + block.ecg_mv.shape[1]
                 self._deliver(self._monitor.push(block))
                 if limit is not None and stats.samples + stats.missing_samples >= limit:
                     break
@@ -111,6 +114,13 @@ class Session:
         """Counts so far."""
         monitor = self._monitor
         return summary(self._model, monitor.stats, self._source.link_stats(), monitor.open_alerts)
+
+    def _tell_link(self, change: LinkChange) -> None:
+        """What was lost meanwhile is told by the monitor, with the next block."""
+        self._say(change.detail)
+        t_s = self._samples_seen / self._source.rate_hz
+        identity = {"name": self._model.spec.name, "sha256": self._model.sha256}
+        self._deliver([Event("link", t_s, identity, detail=change.detail)])
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:

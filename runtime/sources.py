@@ -6,20 +6,21 @@
 
 `serial://` and `tcp://` speak the protocol of `firmware_bridge`; `file://RECORD` reads a WFDB record (extra ``wfdb``)
 through the same blocks, at a multiple of real time or as fast as they are taken.  A source ends by itself when the
-device stops or the recording is over; `interrupt` ends it early and may be called from a signal handler.
+device stops or the recording is over; `interrupt` ends it early and may be called from a signal handler.  A device
+whose link was lost is waited for, as long as was asked.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Protocol, Self
 
 import numpy as np
 
-from firmware_bridge import Block, Device, read_recording
+from firmware_bridge import Block, Device, LinkChange, read_recording
 from runtime.errors import SourceError
 
 FILE_BLOCK_S = 0.1
@@ -32,8 +33,8 @@ class Source(Protocol):
     leads: tuple[str, ...]
     rate_hz: float
 
-    def blocks(self) -> Iterator[Block]:
-        """Blocks in order, until the stream ends."""
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+        """Blocks in order, until the stream ends; `on_link` is told when the link is lost and when it is back."""
         ...
 
     def interrupt(self) -> None:
@@ -52,18 +53,22 @@ class Source(Protocol):
 class DeviceSource:
     """A device that speaks the protocol of `firmware_bridge`, on a serial port or a socket.
 
+    Args:
+        url: its address.
+        reconnect_s: how long a lost link is waited for; 0 for not at all, infinity for ever.
+
     Raises:
         firmware_bridge.BridgeError: the port cannot be opened, or nothing answers on it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._device = Device.open(url)
+    def __init__(self, url: str, reconnect_s: float = 0.0) -> None:
+        self._device, self._reconnect_s = Device.open(url), reconnect_s
         self.leads, self.rate_hz = self._device.info.leads, self._device.info.rate_hz
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Start the device and yield its blocks; see `firmware_bridge.Device.blocks`."""
         self._device.start()
-        yield from self._device.blocks()
+        yield from self._device.blocks(reconnect_s=self._reconnect_s, on_link=on_link)
 
     def interrupt(self) -> None:
         """See `Source`."""
@@ -96,7 +101,7 @@ class FileSource:
         self.leads, self.rate_hz = recording.leads, recording.rate_hz
         self._ecg_mv, self._speed, self._interrupted = recording.ecg_mv, speed, False
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Yield the record's blocks, each when its last sample is due."""
         leads, samples = self._ecg_mv.shape
         size = max(1, round(FILE_BLOCK_S * self.rate_hz))
@@ -126,8 +131,8 @@ class FileSource:
         self.interrupt()
 
 
-def open_source(url: str, *, speed: float = math.inf) -> Source:
-    """Open what a URL names; `speed` applies to files only.
+def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0) -> Source:
+    """Open what a URL names; `speed` applies to files only, `reconnect_s` to devices only.
 
     Raises:
         SourceError: a scheme that is not known.
@@ -135,7 +140,7 @@ def open_source(url: str, *, speed: float = math.inf) -> Source:
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme in ("serial", "tcp"):
-        return DeviceSource(url)
+        return DeviceSource(url, reconnect_s)
     if separator and scheme == "file":
         return FileSource(rest, speed)
     raise SourceError(f"source {url!r} is not one of serial:///dev/ttyUSB0?baud=230400, tcp://host:port, file://record")

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import train.task
-from compress.distill import distill, student_network
-from compress.errors import RecipeError
+from compress.distill import distill, student_network, student_spec
+from compress.errors import CompressError, RecipeError
 from compress.recipe import Recipe
+from runtime.spec import ModelSpec
 from train import checkpoint
-from train.dataset import EcgData
+from train.dataset import EcgData, load
 from train.errors import CheckpointError
 from train.model import NETS, NetConfig
 from train.task import kept_logits
@@ -100,3 +101,41 @@ def test_an_unknown_student_is_refused_before_the_teacher_is_asked(
     with pytest.raises(RecipeError, match=r"student\.net"):
         distill(teacher, recipe, train_data, validation, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_sees_its_own_leads_and_hears_of_the_teacher_s(
+    recipe: Recipe, teacher: Path, train_data: EcgData, mini: Path, cache: Path, tmp_path: Path, spec: ModelSpec
+) -> None:
+    watch = recipe.model_copy(update={"student": recipe.student.model_copy(update={"leads": ("I",)})})
+    own = student_spec(watch, spec)
+    assert (own.name, own.leads, own.labels) == ("pupil", ("I",), spec.labels)
+    assert student_spec(recipe, spec).leads == spec.leads
+    train, validation = (load(mini, own, folds, cache=cache) for folds in (range(1, 9), [9]))
+    result = distill(teacher, watch, train, validation, tmp_path, heard=train_data)
+    student, _ = checkpoint.load_network(result.best)
+    assert student.spec.leads == ("I",)
+    assert predict(student, validation).shape == (len(validation), 5)
+    net, _ = checkpoint.load_network(teacher)
+    (kept,) = tmp_path.glob("*.npy")
+    np.testing.assert_array_equal(np.load(kept), predict(net, train_data))
+
+
+def test_teacher_and_student_must_see_the_same_recordings(
+    recipe: Recipe, teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
+) -> None:
+    with pytest.raises(CompressError, match="some training recordings can be read"):
+        distill(teacher, recipe, train_data, validation, tmp_path / "run", heard=validation)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("leads", "says"),
+    [
+        (("I", "V9"), "student.leads: there is no lead V9; there are I, II, III"),
+        (("I", "I"), "student.leads: leads must be named, each once"),
+    ],
+)
+def test_leads_that_cannot_be(recipe: Recipe, spec: ModelSpec, leads: tuple[str, ...], says: str) -> None:
+    wrong = recipe.model_copy(update={"student": recipe.student.model_copy(update={"leads": leads})})
+    with pytest.raises(RecipeError, match=says):
+        student_network(wrong, spec)

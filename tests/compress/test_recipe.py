@@ -11,6 +11,7 @@ from compress.errors import CompressError, GateFailed, RecipeError
 from compress.recipe import Recipe, load_recipe
 from runtime.spec import ModelSpec
 from train.model import NETS
+from train.presets import PRESETS
 
 WHOLE = 'name = "x"\n[student]\nnet = "tiny"\nepochs = 2\n[gate]\nmax_auc_drop = 0.5\n'
 
@@ -36,6 +37,13 @@ def test_the_shipped_recipe_is_whole() -> None:
     assert recipe.gate.max_auc_drop <= 0.003
     assert recipe.gate.max_export_error <= 1e-3
     assert recipe.quantize.records >= 256
+
+
+def test_the_recipe_for_a_watch_asks_for_lead_i_alone() -> None:
+    recipe = load_recipe("ptbxl-rhythm-lead-i")
+    assert (recipe.preset, recipe.student.leads) == ("ptbxl-rhythm", ("I",))
+    assert recipe.student.net in NETS
+    assert recipe.preset in PRESETS
 
 
 def test_a_recipe_by_path_with_defaults_for_the_rest(tmp_path: Path) -> None:
@@ -77,9 +85,54 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
     fails(str(tmp_path / "bytes.toml"), "cannot read recipe")
 
 
+def test_settings_of_the_command_line_replace_the_recipe_s_and_have_its_types(tmp_path: Path) -> None:
+    path = write(tmp_path, WHOLE)
+    recipe = load_recipe(
+        path,
+        [
+            "student.epochs=10",
+            "gate.max_f1_drop = 0.01",
+            "quantize.method=minmax",
+            "student.leads=I,V2",
+            "name=y=z",
+            "student.epochs=11",
+        ],
+    )
+    assert (recipe.name, recipe.student.epochs, recipe.student.net) == ("y=z", 11, "tiny")
+    assert recipe.student.leads == ("I", "V2")
+    assert (recipe.gate.max_f1_drop, recipe.gate.max_auc_drop) == (0.01, 0.5)
+    assert recipe.quantize.method == "minmax"
+    assert load_recipe(path) == load_recipe(path, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("student.epoch=3", " student.epoch: "),
+        ("students.epochs=3", " students: "),
+        ("student.epochs=many", " student.epochs: "),
+        ("student.epochs=2.5", " student.epochs: "),
+        ("student.epochs=", " student.epochs: "),
+        ("gate.max_auc_drop=nan", " gate.max_auc_drop: "),
+        ("student=tiny", " student: "),
+        ("name.x=1", "name is no section"),
+        ("student.net.x=1", "net is no section"),
+        ("student.epochs", "must be KEY=VALUE"),
+        ("=3", "must be KEY=VALUE"),
+        ("student.=3", "must be KEY=VALUE"),
+        ("", "must be KEY=VALUE"),
+    ],
+)
+def test_a_setting_that_makes_no_sense(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, WHOLE), [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_network_that_is_not_in_the_family(tmp_path: Path, spec: ModelSpec) -> None:
     recipe = load_recipe(write(tmp_path, WHOLE.replace("tiny", "huge")))
-    with pytest.raises(RecipeError, match=r"student\.net: there is no network 'huge'; there are base, tiny"):
+    with pytest.raises(RecipeError, match=r"student\.net: there is no network 'huge'; there are base, "):
         student_network(recipe, spec)
 
 

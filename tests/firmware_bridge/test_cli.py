@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from firmware_bridge.cli import app
 from firmware_bridge.device import Device
+from firmware_bridge.errors import BridgeError
 from firmware_bridge.recording import Recording
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,38 @@ def test_json_over_tcp_and_sigterm(record: Path) -> None:
     assert (report["event"], report["finished"]) == ("end", False)
     assert report["samples_sent"] > 0
     assert process.returncode == 0
+
+
+def test_faults_a_resampled_record_and_a_name_for_the_port(record: Path, tmp_path: Path) -> None:
+    name = tmp_path / "ecg"
+    options = ["--link", str(name), "--rate-hz", "250", "--fault", "bitflip:2", "--fault", "unplug:8:1", "--seed", "3"]
+    with emulate(str(record), "--repeat", "30", "--speed", "20", "--json", *options) as process:
+        assert process.stdout
+        listening = json.loads(process.stdout.readline())
+        assert (listening["url"], listening["rate_hz"]) == (f"serial://{name}", 250.0)
+        with Device.open(listening["url"]) as device:
+            device.start()
+            received = sum(block.ecg_mv.shape[1] for block in device.blocks(reconnect_s=30))
+        end, people = process.communicate(timeout=60)
+    report = json.loads(end)
+    assert received + device.stats.samples_missing == report["samples_sent"] == 15_000
+    assert report["faults"]["bitflip"] > 10
+    assert report["faults"]["unplug"] > 2
+    assert "x bitflip" in people
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--fault", "fire:1"], "'fire' is not one of"),
+        (["--fault", "unplug:10"], "name it with --link PATH"),
+        (["--tcp", "0", "--link", "here"], "a link goes to a"),
+    ],
+)
+def test_faults_that_cannot_be(record: Path, options: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["emulate", str(record), *options])
+    assert result.exit_code == 2 or isinstance(result.exception, BridgeError)
+    assert says in " ".join(result.stderr.split()) + str(result.exception)
 
 
 @pytest.mark.parametrize("options", [["--speed", "fast"], ["--speed", "0"], ["--bits", "12"], ["--repeat", "0"]])

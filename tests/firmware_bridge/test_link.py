@@ -7,6 +7,7 @@ import time
 import tty
 
 import pytest
+from serial.tools.list_ports_common import ListPortInfo
 
 from firmware_bridge.errors import LinkLost, PortError
 from firmware_bridge.link import POLL_S, Link
@@ -69,6 +70,58 @@ def test_a_port_in_use_says_so(pty: list[int]) -> None:
     url = f"serial://{os.ttyname(pty[1])}"
     with Link.open(url), pytest.raises(PortError, match="another program is using it"):
         Link.open(url)
+
+
+def usb_ports(monkeypatch: pytest.MonkeyPatch, *ports: tuple[str, int, int, str | None]) -> None:
+    """Plug in adapters: path, vendor, product, serial number."""
+    plugged = []
+    for name, vendor, product, number in ports:
+        info = ListPortInfo(name)
+        info.vid, info.pid, info.serial_number = vendor, product, number
+        plugged.append(info)
+    monkeypatch.setattr("firmware_bridge.link.list_ports.comports", lambda: plugged)
+
+
+def test_a_port_is_found_by_its_usb_ids(pty: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.ttyname(pty[1])
+    usb_ports(monkeypatch, ("/dev/none", 0x10C4, 0xEA60, "7"), (name, 0x0403, 0x6001, "A5"), ("/dev/no", 0x403, 1, "8"))
+    for url in ("serial://usb:0403:6001", "serial://usb:403:6001:A5?baud=115200"):
+        with Link.open(url) as link:
+            assert link.url == url
+            with link.reopen() as again:
+                os.write(pty[0], b"x")
+                assert again.read() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("serial://usb:1a86:7523", "no serial port has the USB id 1a86:7523. Is the device plugged in"),
+        ("serial://usb:0403:6001:C", "no serial port has the USB id 0403:6001:C"),
+        (
+            "serial://usb:0403:6001",
+            r"2 serial ports .*: /dev/u0 \(serial number A\), /dev/u1 \(serial number none\); add",
+        ),
+        ("serial://usb:ftdi:6001", "as in serial://usb:0403:6001"),
+        ("serial://usb:0403", "as in serial://usb:0403:6001"),
+    ],
+)
+def test_usb_ids_that_name_no_port_or_several(monkeypatch: pytest.MonkeyPatch, url: str, says: str) -> None:
+    usb_ports(monkeypatch, ("/dev/u0", 0x0403, 0x6001, "A"), ("/dev/u1", 0x0403, 0x6001, None))
+    with pytest.raises(PortError, match=says):
+        Link.open(url)
+
+
+def test_all_that_is_read_goes_through_the_tap_also_after_reopening(pty: list[int]) -> None:
+    kept = bytearray()
+    link = Link.open(f"serial://{os.ttyname(pty[1])}", tap=kept.extend)
+    os.write(pty[0], b"before")
+    link.read()
+    link = link.reopen()
+    os.write(pty[0], b" after")
+    link.read()
+    link.close()
+    assert kept == b"before after"
 
 
 def test_serial_carries_every_byte_both_ways(pty: list[int]) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+import typer
 
-from firmware_bridge import Block, LinkLost
+from firmware_bridge import Block, LinkChange, LinkLost
+from runtime.cli import parse_patience
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.model import Model
@@ -27,12 +29,15 @@ class Blocks:
     leads = ("I", "II")
     rate_hz = 500.0
 
-    def __init__(self, seconds: float = 10.0, breaks: bool = False) -> None:
-        self._count, self._breaks = round(seconds * 10), breaks
+    def __init__(self, seconds: float = 10.0, breaks: bool = False, reconnects_at: int | None = None) -> None:
+        self._count, self._breaks, self._reconnects_at = round(seconds * 10), breaks, reconnects_at
         self.given = 0
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         for n in range(self._count):
+            if n == self._reconnects_at and on_link is not None:
+                on_link(LinkChange("lost", "lost it"))
+                on_link(LinkChange("back", "back after 1.0 s"))
             first = 50 * n + (25 if n >= 40 else 0)
             self.given += 1
             yield Block(first, np.zeros((2, 50), np.float32), NONE, NONE, 25 if n == 40 else 0, False)
@@ -103,6 +108,25 @@ def test_a_lost_link_closes_the_sinks_after_the_last_windows(fake_model: Callabl
     assert session.summary()["windows"] == 1
 
 
+def test_a_link_that_comes_back_is_told_and_open_alerts_stay(fake_model: Callable[..., Model]) -> None:
+    class Beating(Blocks):
+        def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+            for block in super().blocks(on_link):
+                ecg_mv = block.ecg_mv.copy()
+                ecg_mv[:, 0] = 1.0
+                yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)
+
+    sink, lines = Kept(), []
+    session = Session(Beating(reconnects_at=40), fake_model([(9.0, -9.0)]), [sink], say=lines.append)
+    summary = session.run()
+    told = [(event.detail, event.t_device_s) for event in sink.events if event.event == "link"]
+    # The source has a gap of 25 samples there.
+    assert told == [("lost it", 4.0), ("back after 1.0 s", 4.0), ("25 samples lost", 4.05)]
+    assert lines == ["lost it", "back after 1.0 s"]
+    assert summary["open_alerts"] == ["MI"]
+    assert [event.event for event in sink.events if event.label] == ["onset"]
+
+
 def test_progress_is_said_now_and_then(fake_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.session.REPORT_EVERY_S", 0.0)
     lines: list[str] = []
@@ -136,6 +160,17 @@ def test_a_sink_is_stdout_or_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["event"] == "link"
     with pytest.raises(SinkError, match="carrier-pigeon"):
         open_sink("carrier-pigeon://coop")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("forever", float("inf")), ("0", 0.0), ("2.5", 2.5)])
+def test_patience_is_a_time_or_forever(text: str, seconds: float) -> None:
+    assert parse_patience(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "nan", "long"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="forever"):
+        parse_patience(text)
 
 
 def test_percentiles() -> None:
@@ -178,8 +213,8 @@ def test_a_folder_that_is_not_there_is_the_error(tmp_path: Path) -> None:
 
 def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable[..., Model]) -> None:
     class Beating(Blocks):
-        def blocks(self) -> Iterator[Block]:
-            for block in super().blocks():
+        def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+            for block in super().blocks(on_link):
                 ecg_mv = block.ecg_mv.copy()
                 ecg_mv[:, 0] = 1.0
                 yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)

@@ -12,6 +12,7 @@ import pytest
 from firmware_bridge import PortError, RecordingError
 from firmware_bridge.emulator import Emulator
 from firmware_bridge.endpoint import PtyEndpoint
+from firmware_bridge.faults import Faults, parse_fault
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from runtime.errors import SourceError
@@ -85,6 +86,23 @@ def test_a_record_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_port_that_is_not_there_is_named(url: str) -> None:
     with pytest.raises(PortError, match=r"ttyNOSUCH|127\.0\.0\.1"):
         open_source(url)
+
+
+def test_a_device_that_is_unplugged_is_waited_for(sample: Recording, tmp_path: Path) -> None:
+    device = VirtualDevice(Recording("short", sample.leads, 500.0, sample.ecg_mv[:, :2000]))
+    faults = Faults([parse_fault("unplug:3:2")], rate_hz=500.0, seed=1)
+    with PtyEndpoint(tmp_path / "port") as endpoint:
+        emulator = Emulator(device, endpoint, speed=2.0, faults=faults)
+        thread = threading.Thread(target=emulator.run, daemon=True)
+        thread.start()
+        told: list[str] = []
+        with open_source(endpoint.url, reconnect_s=30.0) as source:
+            received = sum(block.ecg_mv.shape[1] for block in source.blocks(lambda change: told.append(change.state)))
+            stats = source.link_stats()
+        thread.join(15)
+    assert told == ["lost", "back"] * stats["reconnects"]
+    assert stats["reconnects"] >= 1
+    assert received + stats["samples_missing"] == 2000
 
 
 def test_a_device_gives_what_it_sends_and_counts_it(sample: Recording) -> None:

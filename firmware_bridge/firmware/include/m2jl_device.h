@@ -7,11 +7,12 @@
  *     m2jl_device_feed(&device, received, length);        // in the main loop, what came from the host
  *     m2jl_device_poll(&device, now_ms);                  // in the main loop, as often as possible
  *
- * The library packs samples into frames, answers HELLO, START, STOP, PING, SET_RATE and SET_LEADS, sends INFO and STATUS at
- * boot and every second, and counts what the line could not take.
+ * The library packs samples into frames, answers HELLO, START, STOP, PING, SET_RATE and SET_LEADS, sends INFO and
+ * STATUS at boot and every second, and counts what the line could not take.
  *
- * m2jl_device_push() may be called from one interrupt, also while any other function runs. All the others must be called
- * from one place, such as the main loop. On a processor with several cores, or with threads, the caller locks.
+ * m2jl_device_push() may be called from one interrupt, also while any other function runs, once m2jl_device_init() has
+ * returned. All the others must be called from one place, such as the main loop. On a processor with several cores, or
+ * with threads, the caller locks.
  */
 #ifndef M2JL_DEVICE_H
 #define M2JL_DEVICE_H
@@ -32,7 +33,7 @@ extern "C" {
 #define M2JL_DEVICE_SLOTS 4U
 #endif
 
-/** The largest packet that is taken from the host. A COMMAND of version 1.1 has at most 84 bytes; a later one may have more. */
+/** The largest packet taken from the host. A COMMAND of version 1.1 has at most 84 bytes; a later one may have more. */
 #ifndef M2JL_DEVICE_RX_BYTES
 #define M2JL_DEVICE_RX_BYTES 128U
 #endif
@@ -51,18 +52,19 @@ typedef struct {
     uint16_t boot_id;               /**< as random as the board can make it: two boots in a row must differ */
     void *context;                  /**< handed to the functions below */
 
-    /** Takes a whole frame for sending, or nothing: false if there is no room now. It is offered again at the next poll. */
+    /** Takes a whole frame for sending, or nothing: false if there is no room now. It is offered again at the next
+     *  poll. */
     bool (*send)(void *context, const uint8_t *bytes, size_t length);
 
-    /** Starts or stops the converter; false if that cannot be done now. NULL if it always runs: what is pushed while the
-     *  device is stopped is ignored. */
+    /** Starts or stops the converter; false if that cannot be done now. NULL if it always runs: what is pushed while
+     *  the device is stopped is ignored. */
     bool (*set_streaming)(void *context, bool on);
 
     /** Changes the rate, in mHz; false if the board does not have exactly that one. NULL if it has but one. */
     bool (*set_rate)(void *context, uint32_t rate_millihz);
 
-    /** Is told which physical leads will be sent, bit 0 for the first, and may refuse with false. NULL if there is nothing
-     *  to do for it: all leads are pushed all the same, and the library picks. */
+    /** Is told which physical leads will be sent, bit 0 for the first, and may refuse with false. NULL if there is
+     *  nothing to do for it: all leads are pushed all the same, and the library picks. */
     bool (*set_leads)(void *context, uint16_t mask);
 } m2jl_device_config_t;
 
@@ -147,7 +149,7 @@ void m2jl_device_stop(m2jl_device_t *device, uint8_t reason);
 /** @brief Supply or battery in mV, for the next INFO; 0 if not measured. */
 void m2jl_device_set_supply(m2jl_device_t *device, uint16_t supply_mv);
 
-/** @brief Send a line of text, cut to what one frame of this device holds; false if the line is full, and it is lost. */
+/** @brief Send a line of text, cut to what a frame of this device holds; false if the line is full, and it is lost. */
 bool m2jl_device_log(m2jl_device_t *device, uint8_t level, const char *text);
 
 /** @brief Report a fault, likewise. */

@@ -11,8 +11,8 @@
  *
  *     if (m2jl_decoder_push(&decoder, byte, &frame) && frame.type == M2JL_TYPE_COMMAND) { ... }
  *
- * No heap, no recursion, no global state; every function may be called from an interrupt as long as no two calls share an
- * object. All numbers on the wire are little-endian whatever the processor is.
+ * No heap, no recursion, no global state; every function may be called from an interrupt as long as no two calls share
+ * an object. All numbers on the wire are little-endian whatever the processor is.
  *
  * M2JLNet Edge is a tool for research and decision support. It is not a medical device.
  */

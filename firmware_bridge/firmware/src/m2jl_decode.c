@@ -7,8 +7,8 @@
 
 static uint64_t number_at(const uint8_t *bytes, uint8_t size) {
     uint64_t value = 0U;
-    for (uint32_t i = 0U; i < size; i++) {
-        value |= (uint64_t)bytes[i] << (8U * i);
+    for (uint8_t left = size; left > 0U; left--) {
+        value = (value << 8U) | bytes[left - 1U];
     }
     return value;
 }
@@ -62,8 +62,9 @@ static bool read_info(const uint8_t *payload, size_t length, m2jl_info_t *info) 
     info->adc_bits = payload[12];
     info->bytes_per_sample = payload[13];
     info->leads = payload[14];
-    bool sound = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U) && (info->leads >= 1U) &&
-                 (info->leads <= M2JL_MAX_LEADS) && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
+    bool sound = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U);
+    sound = sound && (info->leads >= 1U) && (info->leads <= M2JL_MAX_LEADS);
+    sound = sound && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
     size_t offset = M2JL_INFO_FIXED_BYTES;
     for (uint8_t lead = 0U; sound && (lead < info->leads); lead++) {
         sound = take(payload, length, &offset, 1U, &info->lead_names[lead]);

@@ -1,5 +1,5 @@
-/* One interrupt fills slots, the main loop sends them.  A slot belongs to one of the two at a time, and its state says to
- * which: that is all the locking there is. */
+/* One interrupt fills slots, the main loop sends them.  A slot belongs to one of the two at a time, and its state says
+ * to which: that is all the locking there is. */
 #include "m2jl_device.h"
 
 #include <string.h>
@@ -227,7 +227,7 @@ static bool send_ack(m2jl_device_t *device) {
         device, m2jl_encode_ack(device->tx, sizeof device->tx, device->sequence, next_tick(device), &device->ack));
 }
 
-/* As after a boot, with the settings that were asked for.  The step visits all 65,536 boot ids before it repeats one. */
+/* As after a boot, with the settings that were asked for.  The step visits all boot ids before it repeats one. */
 static void begin_anew(m2jl_device_t *device) {
     device->boot_id = (uint16_t)((device->boot_id * UINT32_C(25173)) + 13849U);
     device->tick = 0U;
@@ -416,8 +416,8 @@ void m2jl_device_poll(m2jl_device_t *device, uint32_t now_ms) {
 
 void m2jl_device_set_supply(m2jl_device_t *device, uint16_t supply_mv) { device->supply_mv = supply_mv; }
 
-/* A text is counted with two bytes, behind a level or a code of at most two; what lies beyond one frame is cut there, one
- * byte further where that would split a character. */
+/* A text is counted with two bytes, behind a level or a code of at most two.  What one frame does not hold is cut off,
+ * between characters. */
 static m2jl_bytes_t fitting_text(const char *text) {
     const size_t limit = ((M2JL_DEVICE_PAYLOAD_BYTES - 4U) < M2JL_MAX_TEXT_BYTES) ? (M2JL_DEVICE_PAYLOAD_BYTES - 4U)
                                                                                 : M2JL_MAX_TEXT_BYTES;

@@ -1,5 +1,5 @@
-/* Frames are written in one pass: every byte goes through the CRC and the COBS encoder straight into the caller's buffer,
- * so no second buffer for the payload is needed. */
+/* Frames are written in one pass: every byte goes through the CRC and the COBS encoder straight into the caller's
+ * buffer, so no second buffer for the payload is needed. */
 #include <string.h>
 
 #include "m2jl_wire.h"
@@ -63,8 +63,10 @@ static void put_bytes(writer_t *writer, const uint8_t *bytes, size_t length) {
 
 static void put_number(writer_t *writer, uint64_t value, uint8_t size) {
     uint8_t bytes[8];
-    for (uint32_t i = 0U; i < size; i++) {
-        bytes[i] = (uint8_t)((value >> (8U * i)) & 0xFFU);
+    uint64_t rest = value;
+    for (uint8_t i = 0U; i < size; i++) {
+        bytes[i] = (uint8_t)(rest & 0xFFU);
+        rest >>= 8U;
     }
     put_bytes(writer, bytes, size);
 }
@@ -117,8 +119,9 @@ static bool same_text(m2jl_bytes_t a, m2jl_bytes_t b) {
 }
 
 static bool info_allowed(const m2jl_info_t *info) {
-    bool allowed = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U) && (info->leads >= 1U) &&
-                   (info->leads <= M2JL_MAX_LEADS) && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
+    bool allowed = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U);
+    allowed = allowed && (info->leads >= 1U) && (info->leads <= M2JL_MAX_LEADS);
+    allowed = allowed && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
     for (uint8_t lead = 0U; allowed && (lead < info->leads); lead++) {
         allowed = info->lead_names[lead].length != 0U;
         for (uint8_t other = 0U; allowed && (other < lead); other++) {
@@ -231,8 +234,10 @@ bool m2jl_pack_count(uint8_t *out, int32_t count, uint8_t bytes_per_sample) {
         /* fits */
     }
     const uint32_t bits = (uint32_t)clipped;
-    for (uint32_t i = 0U; i < bytes_per_sample; i++) {
-        out[i] = (uint8_t)((bits >> (8U * i)) & 0xFFU);
+    out[0] = (uint8_t)(bits & 0xFFU);
+    out[1] = (uint8_t)((bits >> 8U) & 0xFFU);
+    if (bytes_per_sample != 2U) {
+        out[2] = (uint8_t)((bits >> 16U) & 0xFFU);
     }
     return (count > lowest) && (count < highest);
 }

@@ -79,6 +79,7 @@ int main(void) {
             return 1;
         }
         (void)printf("\n");
+        (void)fflush(stdout);
     }
     return 0;
 }

@@ -1,4 +1,4 @@
-/* Frames and messages on their own; the comparison with the Python side is in tests/firmware_bridge/test_firmware.py. */
+/* Frames and messages on their own.  tests/firmware_bridge/test_firmware.py compares them with the Python side. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,6 +1,6 @@
-/* Another implementation's window on this one.  Bytes on standard input are decoded in blocks of so many bytes as the first
- * argument says; every frame becomes a line of JSON with its fields, and is encoded again from them.  Texts and bytes are
- * hexadecimal.  The last line has the counters. */
+/* Another implementation's window on this one.  Bytes on standard input are decoded in blocks of as many bytes as the
+ * first argument says; every frame becomes a line of JSON with its fields, and is encoded again from them.  Texts and
+ * bytes are hexadecimal.  The last line has the counters. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,9 +60,10 @@ static size_t describe_samples(const m2jl_frame_t *frame, uint8_t *wire, size_t 
 
 static size_t describe_status(const m2jl_frame_t *frame, uint8_t *wire, size_t capacity) {
     const m2jl_status_t *status = &frame->message.status;
-    (void)printf("\"boot_id\": %u, \"streaming\": %s, \"reason\": %u, \"frames_sent\": %lu, ", (unsigned)status->boot_id,
-                 status->streaming ? "true" : "false", (unsigned)status->reason, (unsigned long)status->frames_sent);
-    (void)printf("\"samples_dropped\": %lu, \"bad_frames\": %lu", (unsigned long)status->samples_dropped,
+    (void)printf("\"boot_id\": %u, \"streaming\": %s, \"reason\": %u, ", (unsigned)status->boot_id,
+                 status->streaming ? "true" : "false", (unsigned)status->reason);
+    (void)printf("\"frames_sent\": %lu, \"samples_dropped\": %lu, \"bad_frames\": %lu",
+                 (unsigned long)status->frames_sent, (unsigned long)status->samples_dropped,
                  (unsigned long)status->bad_frames);
     return m2jl_encode_status(wire, capacity, frame->sequence, frame->tick, status);
 }

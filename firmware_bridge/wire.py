@@ -1,0 +1,224 @@
+"""The wire as it is: rate, loss, damage, clock, electrodes, and a glimpse of every lead.
+
+    watch = WireWatch(device.info, lambda: device.stats)
+    for block in device.blocks():
+        watch.push(block, time.monotonic())
+        print(watch.report(time.monotonic()).line())
+
+Nothing in here reads a clock or a port: whoever calls says when something came. `push` and `report` may be
+called from two threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firmware_bridge.blocks import Block, BlockAssembler
+from firmware_bridge.decoder import Decoder
+from firmware_bridge.device import DeviceStats
+from firmware_bridge.errors import NoDevice, PortError
+from firmware_bridge.messages import Info
+
+_RATE_SPAN_S = 5.0
+"""Rates are means over so long."""
+_STRIP_S = 4.0
+"""How much of a lead is kept for its strip."""
+_FIT_POINTS = 300
+_FIT_LEAST_POINTS = 8
+_CHUNK_BYTES = 1 << 16
+_DAMAGE = ("crc_errors", "framing_errors", "other_version", "unknown_types", "malformed", "duplicates", "rejected")
+_BRAILLE = 0x2800
+_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+"""By column and row of a braille character."""
+
+
+class ClockFit:
+    """How fast the device's clock is against the host's, from when samples arrive.
+
+    Bytes come late by a time that changes: adapters and schedulers hold them back, and never deliver them early.
+    So the earliest arrival of every second counts, and the slope is the median of those between all pairs of
+    seconds (Theil-Sen), which a few late ones do not move.
+    """
+
+    def __init__(self, rate_hz: float) -> None:
+        """`rate_hz` is what the device says that its clock does."""
+        self._rate_hz = rate_hz
+        self._points: deque[tuple[float, float]] = deque(maxlen=_FIT_POINTS)
+
+    def add(self, sample: int, arrival_s: float) -> None:
+        """Sample number `sample` had been taken when it arrived at `arrival_s` on the host's clock."""
+        late_s = arrival_s - sample / self._rate_hz
+        if self._points and int(self._points[-1][0]) == int(arrival_s):
+            if late_s < self._points[-1][1]:
+                self._points[-1] = (arrival_s, late_s)
+        else:
+            self._points.append((arrival_s, late_s))
+
+    def restart(self) -> None:
+        """The device's clock begins anew."""
+        self._points.clear()
+
+    def ppm(self) -> float | None:
+        """Parts per million by which the device's clock is fast; None while too little is known."""
+        if len(self._points) < _FIT_LEAST_POINTS:
+            return None
+        # The latest second is not over, so its earliest arrival may be still to come.
+        at_s, late_s = np.array(self._points).T[:, :-1]
+        one, other = np.triu_indices(len(at_s), 1)
+        slope = float(np.median((late_s[other] - late_s[one]) / (at_s[other] - at_s[one])))
+        # late = arrival - n / rate and n = rate * (1 + drift) * arrival, so the slope is the drift's opposite.
+        return -slope * 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class WireReport:
+    """What is known of the wire at one moment. Samples are counted per lead."""
+
+    t_s: float
+    """Since the watch began."""
+    rate_hz: float
+    """Samples per second that arrived lately."""
+    bytes_per_s: float
+    drift_ppm: float | None
+    """How much the device's clock is fast against the host's; None while unknown."""
+    lead_off: tuple[str, ...]
+    saturated: tuple[str, ...]
+    stats: DeviceStats
+
+    @property
+    def lost_percent(self) -> float:
+        """Of all samples that were sent."""
+        return 100 * self.stats.samples_missing / max(1, self.stats.samples_missing + self.stats.samples_received)
+
+    @property
+    def damage(self) -> dict[str, int]:
+        """Frames that were of no use, by reason, without those that did not occur."""
+        return {name: count for name in _DAMAGE if (count := getattr(self.stats, name))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self) | {"lost_percent": self.lost_percent, "damage": self.damage}
+
+    def line(self) -> str:
+        """All of it in one line of text."""
+        parts = [
+            f"{self.t_s:.0f} s",
+            f"{self.rate_hz:.1f} Hz",
+            f"{self.bytes_per_s / 1000:.1f} kB/s",
+            f"{self.stats.samples_missing} samples lost ({self.lost_percent:.3f} %)",
+            "damaged: " + (", ".join(f"{count} {name}" for name, count in self.damage.items()) or "none"),
+            "drift " + ("unknown yet" if self.drift_ppm is None else f"{self.drift_ppm:+.0f} ppm"),
+            f"off: {', '.join(self.lead_off) or 'none'}",
+        ]
+        if self.saturated:
+            parts.append(f"saturated: {', '.join(self.saturated)}")
+        if self.stats.restarts or self.stats.reconnects:
+            parts.append(f"{self.stats.restarts} restarts, {self.stats.reconnects} reconnects")
+        return ", ".join(parts)
+
+
+class WireWatch:
+    """Follows one device."""
+
+    def __init__(self, info: Info, stats: Callable[[], DeviceStats]) -> None:
+        """`stats` gives the counters as they are when it is called."""
+        self._info = info
+        self._stats = stats
+        self._clock = ClockFit(info.rate_hz)
+        self._lock = threading.Lock()
+        self._began_s: float | None = None
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self._strip = np.zeros((len(info.leads), round(_STRIP_S * info.rate_hz)), np.float32)
+        self._lead_off = self._saturated = np.zeros(len(info.leads), np.bool_)
+
+    def push(self, block: Block, arrival_s: float) -> None:
+        """Take a block that came at `arrival_s` on the host's clock."""
+        stats = self._stats()
+        with self._lock:
+            if self._began_s is None:
+                self._began_s = arrival_s
+            if block.restarted:
+                self._clock.restart()
+            count = block.ecg_mv.shape[1]
+            self._clock.add(block.first_sample + count, arrival_s)
+            self._recent.append((arrival_s, stats.samples_received, stats.bytes_received))
+            while self._recent[0][0] < arrival_s - _RATE_SPAN_S:
+                self._recent.popleft()
+            self._strip = np.concatenate([self._strip, block.ecg_mv], axis=1)[:, count:]
+            self._lead_off, self._saturated = block.lead_off, block.saturated
+
+    def report(self, now_s: float) -> WireReport:
+        """How things are at `now_s` on the host's clock."""
+        stats = self._stats()
+        with self._lock:
+            rate_hz = bytes_per_s = 0.0
+            # Nothing for a while is a rate of zero, whatever it was before.
+            if len(self._recent) > 1 and self._recent[-1][0] > now_s - _RATE_SPAN_S:
+                (first_s, first_samples, first_bytes), (last_s, samples, size) = self._recent[0], self._recent[-1]
+                span_s = max(last_s - first_s, 1e-9)
+                rate_hz, bytes_per_s = (samples - first_samples) / span_s, (size - first_bytes) / span_s
+            return WireReport(
+                t_s=0.0 if self._began_s is None else now_s - self._began_s,
+                rate_hz=rate_hz,
+                bytes_per_s=bytes_per_s,
+                drift_ppm=self._clock.ppm(),
+                lead_off=self._names(self._lead_off),
+                saturated=self._names(self._saturated),
+                stats=stats,
+            )
+
+    def strips(self, width: int) -> dict[str, str]:
+        """The latest seconds of every lead, `width` characters wide."""
+        with self._lock:
+            ecg_mv = self._strip
+        return {lead: strip(row, width) for lead, row in zip(self._info.leads, ecg_mv, strict=True)}
+
+    def _names(self, flags: NDArray[np.bool_]) -> tuple[str, ...]:
+        return tuple(itertools.compress(self._info.leads, flags))
+
+
+def strip(signal: NDArray[np.float32], width: int) -> str:
+    """Draw a signal as one line of braille: two columns of four dots per character, scaled to its range."""
+    parts = np.array_split(signal, 2 * width)
+    low, high = np.array([(part.min(), part.max()) if part.size else (0, 0) for part in parts]).T
+    bottom, span = low.min(), max(float(high.max() - low.min()), 1e-6)
+    # Row 0 is at the top. Every column is drawn from its lowest to its highest value.
+    top_row = np.rint(3 * (1 - (high - bottom) / span)).astype(int)
+    bottom_row = np.rint(3 * (1 - (low - bottom) / span)).astype(int)
+    codes = [_BRAILLE] * width
+    for column in range(2 * width):
+        for row in range(top_row[column], bottom_row[column] + 1):
+            codes[column // 2] |= _DOTS[column % 2][row]
+    return "".join(map(chr, codes))
+
+
+def replay(path: Path) -> tuple[Info, DeviceStats]:
+    """Decode raw bytes that were kept: the last INFO, and what was in them.
+
+    Raises `PortError` if the file cannot be read, and `NoDevice` if no device introduces itself in it.
+    """
+    decoder, assembler = Decoder(), BlockAssembler()
+    for chunk in _chunks(path):
+        for frame in decoder.feed(chunk):
+            assembler.push(frame)
+    if assembler.info is None:
+        raise NoDevice(f"{path}: no INFO in {decoder.stats.bytes_received} bytes; was it made by m2jl wire --record?")
+    return assembler.info, DeviceStats.of(decoder.stats, assembler.stats)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise PortError(f"cannot read {path}: {error.strerror}") from error
