@@ -16,7 +16,7 @@ DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.", show_d
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
 Noise = Annotated[
     Path | None,
-    typer.Option(help="Folder of nstdb: mix its noise into a third of the student's recordings.", show_default=False),
+    typer.Option(help="Folder of nstdb: mix its noise into 30 % of the student's recordings.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -110,10 +110,12 @@ def train(
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after so many epochs without a better macro-AUC; 0 for never.")
     ] = 0,
-    mixup: Annotated[float, typer.Option(min=0.0, help="Mix recordings by shares from Beta(MIXUP, MIXUP).")] = 0.0,
+    mixup: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Mix recordings by shares from Beta(MIXUP, MIXUP).")
+    ] = 0.0,
     noise: Annotated[
         Path | None,
-        typer.Option(help="Folder of nstdb: mix its noise into a third of the recordings.", show_default=False),
+        typer.Option(help="Folder of nstdb: mix its noise into 30 % of the recordings.", show_default=False),
     ] = None,
     cross_fit: Annotated[
         int,
@@ -173,12 +175,18 @@ def train(
         def say(what: str) -> None:
             bar.reset(task, description=what, total=None)
 
-        loaded = load_task(chosen, data, noise=noise, cache=cache, say=say, progress=stepper(bar, task))
+        def announce(network: str) -> None:
+            say(network)
+            bar.console.print(network, soft_wrap=True)
+
+        with fabric.rank_zero_first():  # it prepares the recordings, the others find them
+            loaded = load_task(chosen, data, noise=noise, cache=cache, say=say, progress=stepper(bar, task))
         network = loaded.network(chosen.fit.seed)
+        left_out = len(loaded.train.unreadable) + len(loaded.validation.unreadable)
         bar.console.print(
             f"{preset}: {len(loaded.train)} recordings to train on, {len(loaded.validation)} to choose on, "
-            f"{loaded.train.without_files} named without files; {chosen.net}, {count_parameters(network):,} "
-            f"parameters, {count_macs(network) / 1e6:.0f} MMAC, on {fabric.device}",
+            f"{loaded.train.without_files} named without files, {left_out} unreadable and left out; {chosen.net}, "
+            f"{count_parameters(network):,} parameters, {count_macs(network) / 1e6:.0f} MMAC, on {fabric.device}",
             soft_wrap=True,
         )
         hooks = Hooks(stepper(bar, task), epoch_teller(bar, chosen.fit.epochs))
@@ -186,8 +194,9 @@ def train(
             opinions = None
             if cross_fit:
                 opinions = second_opinions(
-                    loaded, held or folder / "held", repeats=cross_fit, fabric=fabric, hooks=hooks, say=say
+                    loaded, held or folder / "held", repeats=cross_fit, fabric=fabric, hooks=hooks, say=announce
                 )
+                announce("the network itself")
             say("training")
             # The bar starts anew, so that the time left is that of this network.
             hooks = replace(hooks, on_step=stepper(bar, task))

@@ -87,6 +87,11 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
     windows = f" in {figures['windows']} windows" if figures["windows"] != figures["records"] else ""
     typer.echo(f"{path.name} on {figures['data']}, {scored.where}: {figures['records']} records{windows}", nl=False)
     typer.echo(f" (thresholds from {figures['thresholds_from'] or 'an unknown set'})")
+    if figures["records_without_files"] or figures["records_unreadable"]:
+        typer.echo(
+            f"not scored: {figures['records_without_files']} records that the table names, over all folds, have no "
+            f"files here; {len(figures['records_unreadable'])} of these folds cannot be read"
+        )
     for name, what in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1 ")):
         if figures[name] is None:
             typer.echo(f"{what} -  (each label has all of these recordings, or none)")
@@ -107,10 +112,10 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
         "sensitivity": "sens.",
         "specificity": "spec.",
         "ppv": "PPV",
-        "calibration_error": "calib. error",
-        "threshold": "threshold",
+        "calibration_error": "ECE",
+        "threshold": "thr.",
     }
-    table = Table("label", *columns.values(), "positives", box=SIMPLE_HEAD)
+    table = Table("label", *columns.values(), "pos.", box=SIMPLE_HEAD)
     for label, row in figures["per_label"].items():
         table.add_row(
             label, *("-" if row[column] is None else f"{row[column]:.3f}" for column in columns), str(row["positives"])

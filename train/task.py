@@ -37,6 +37,7 @@ from train.table import open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
+CONTENT_STEP = 997  # samples between those that are hashed: a file that changes does so in many places
 SEED_STEP = 10  # between the networks of two repeats of one fold
 
 Progress = Callable[[int, int], None]
@@ -118,7 +119,20 @@ def _info(task: Task, data: EcgData, folds: tuple[int, ...]) -> dict[str, Any]:
         "train_folds": list(folds),
         "validation_fold": preset.validation_fold,
         "records": len(data),
+        "content": _content(task, data),
     }
+
+
+def _content(task: Task, data: EcgData) -> str:
+    """Hash of what decides a run beside its settings: a run that is resumed must not change its recordings midway."""
+    digest = hashlib.sha256(task.preset.spec.signal_key().encode())
+    for part in (data, task.validation):
+        for array in (part.record, part.first, part.length, part.targets, part.statements):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(part.samples[::CONTENT_STEP].tobytes())
+    if task.noise is not None:
+        digest.update(task.noise.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _tasks(preset: Preset, data: EcgData) -> MultiTask:

@@ -45,6 +45,7 @@ from train.objectives import Objective, Parts
 
 WARM_UP = 0.3  # share of the steps in which the rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 1e4
+MEND_DIVERGENCE = "try --precision 32, a larger --batch or another --seed"
 LOOK_EVERY = 16  # steps between two looks at whether the loss is a number: on a GPU each look waits for it
 MIXUP_QUANTILES = 1024
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that the recordings may take
@@ -294,7 +295,7 @@ class _Epochs:
             self._records, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         ).to(fabric.device)
         # Draws of one process must not be another's; the first one's are those of a run of one process.
-        seed = (config.seed * 1_000_003 + epoch) * 1_009 + fabric.global_rank
+        seed = ((config.seed * 1_000_003 + epoch) * 1_009 + fabric.global_rank) % 2**63
         generator = torch.Generator(fabric.device).manual_seed(seed)
         torch.manual_seed(seed)  # dropout and skipped blocks
         sums: Parts = {}
@@ -338,8 +339,7 @@ def _look(sums: Parts, epoch: int, step: int) -> None:
     for name, total in sums.items():
         if not math.isfinite(float(total)):
             raise DivergedError(
-                f"the loss ({name}) became {float(total)} in epoch {epoch + 1}, by step {step + 1}: "
-                "try a lower learning rate"
+                f"the loss ({name}) became {float(total)} in epoch {epoch + 1}, by step {step + 1}: {MEND_DIVERGENCE}"
             )
 
 
@@ -376,10 +376,14 @@ def _fit_config(header: dict[str, Any], path: Path) -> FitConfig:
         raise CheckpointError(f"{path} holds a run of another release: {error}") from error
 
 
-def _validate(run: _Run, data: EcgData) -> tuple[dict[str, float], tuple[float, ...]]:
+def _validate(run: _Run, data: EcgData, epoch: int) -> tuple[dict[str, float], tuple[float, ...]]:
     """Figures of the averaged network on the validation recordings, and the thresholds that are best there."""
     truth = data.targets.astype(bool)
-    probability = sigmoid(predict(run.average, data))
+    logits = predict(run.average, data)
+    if not np.isfinite(logits).all():
+        # The last step's weights have been in no loss yet.
+        raise DivergedError(f"the network's logits are not numbers after epoch {epoch + 1}: {MEND_DIVERGENCE}")
+    probability = sigmoid(logits)
     thresholds = best_thresholds(truth, probability)
     figures = {
         "macro_auc": macro_auc(truth, probability),
@@ -462,6 +466,8 @@ def _fit(
     header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **info}
     header = json.loads(json.dumps(header))  # as it will be read back: JSON has no tuples
     last = out / "last.safetensors"
+    if fabric.broadcast(last.is_file()) != last.is_file():
+        raise CheckpointError(f"{last} is not there for all processes: --out must be on a disk that they share")
     if last.is_file():
         _resume(run, last, header)
         if fabric.is_global_zero:
@@ -481,7 +487,7 @@ def _fit(
         losses = epochs.train(epoch, hooks)
         row: dict[str, float] = {}
         if fabric.is_global_zero:
-            figures, thresholds = _validate(run, validation)
+            figures, thresholds = _validate(run, validation, epoch)
             row = {
                 "epoch": epoch + 1,
                 **{f"loss_{name}": value for name, value in losses.items()},

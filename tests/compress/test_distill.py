@@ -97,7 +97,7 @@ def test_an_unknown_student_is_refused_before_the_teacher_is_asked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(NETS, "small")
+    monkeypatch.setattr("compress.distill.NETS", {name: net for name, net in NETS.items() if name != "small"})
     with pytest.raises(RecipeError, match=r"student\.net"):
         distill(teacher, recipe, train_data, validation, tmp_path / "run")
     assert not (tmp_path / "run").exists()

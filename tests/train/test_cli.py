@@ -62,7 +62,7 @@ def test_one_epoch_of_the_real_preset_as_a_process(mini: Path, tmp_path: Path) -
         out, err = running.communicate(timeout=100)
     assert running.returncode == 0, err
     assert out.startswith("run/best.safetensors: epoch 1, validation macro-AUC 0.")
-    assert "14 recordings to train on, 6 to choose on, 1 named without files; base, " in err
+    assert "14 recordings to train on, 6 to choose on, 1 named without files, 0 unreadable and left out; base, " in err
     net, info = checkpoint.load_network(tmp_path / "run" / "best.safetensors")
     assert info["preset"] == "ptbxl-super"
     assert (info["train_folds"], info["validation_fold"], info["records"]) == ([1, 2, 3, 4, 5, 6, 7, 8], 9, 14)

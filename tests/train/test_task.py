@@ -252,3 +252,14 @@ def test_opinions_are_learned_beside_the_labels_and_told(task: Task, tmp_path: P
     for out, kind in (("taught", None), ("plain", opinions)):
         with pytest.raises(CheckpointError, match="another opinion"):
             train_task(task, tmp_path / out, opinions=kind)
+
+
+def test_a_run_is_not_resumed_with_other_labels_signals_or_noise(task: Task, tmp_path: Path) -> None:
+    train_task(task, tmp_path)
+    swapped = replace(task.train, targets=task.train.targets[:, ::-1].copy())
+    louder = replace(task.train, samples=task.train.samples * np.float32(2.0))
+    hum = np.ones((6, task.train.window_samples), np.float32)
+    for other in (replace(task, train=swapped), replace(task, train=louder), replace(task, noise=hum)):
+        with pytest.raises(CheckpointError, match="holds a run with another content"):
+            train_task(other, tmp_path)
+    train_task(task, tmp_path)

@@ -594,3 +594,14 @@ def test_prediction_is_in_eval_mode_whatever_the_batch_and_leaves_the_mode(
     with torch.no_grad():
         wanted = net(*FrontEnd(net.spec)(torch.from_numpy(validation.windows(*validation.cut()))))
     np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-6)
+
+
+def test_the_highest_seed_that_the_command_takes(run: Run, tmp_path: Path) -> None:
+    assert len(run(tmp_path, replace(CONFIG, epochs=1, seed=2**40)).history) == 1
+
+
+def test_weights_that_are_no_numbers_are_not_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.trainer, "predict", lambda _net, data: np.full_like(data.targets, np.nan))
+    with pytest.raises(DivergedError, match="logits are not numbers after epoch 1: try --precision 32"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == []
