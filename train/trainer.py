@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from scipy.stats import beta
 from torch import Tensor, nn
 
 from runtime.model import sigmoid
 from train import checkpoint
-from train.augment import Augmentation, augment, random_start
+from train.augment import Augmentation, augment
+from train.batches import Mixup, Windows
 from train.curves import write_curves
 from train.dataset import EcgData, mean_by_record
 from train.errors import CheckpointError, DataError, DivergedError, OutOfMemoryError, TrainError
@@ -47,8 +47,6 @@ WARM_UP = 0.3  # share of the steps in which the rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 1e4
 MEND_DIVERGENCE = "try --precision 32, a larger --batch or another --seed"
 LOOK_EVERY = 16  # steps between two looks at whether the loss is a number: on a GPU each look waits for it
-MIXUP_QUANTILES = 1024
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that the recordings may take
 
 Precision = Literal["auto", "32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -159,30 +157,6 @@ def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32
     return mean_by_record(np.concatenate(parts), rows, len(data))
 
 
-class Windows:
-    """Training recordings on the device (a GPU's memory where they fit), and windows cut from them at random."""
-
-    def __init__(self, data: EcgData, device: torch.device) -> None:
-        self._device, self._leads, self._window = device, data.leads, data.window_samples
-        home = device
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            home = device if data.samples.nbytes < RESIDENT_SHARE * free else torch.device("cpu")
-        self._samples = torch.from_numpy(data.samples).to(home)
-        self._first = torch.from_numpy(data.first).to(device)
-        self._length = torch.from_numpy(data.length).to(device)
-
-    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """(rows,) on the device -> (rows, leads, window_samples) mV, each window from a random place in its record."""
-        length = self._length[rows]
-        start = random_start(length, self._window, generator)
-        time_index = start[:, None] + torch.arange(self._window, device=self._device)
-        time_index = torch.minimum(time_index, length[:, None] - 1)
-        lead_index = self._first[rows, None] + torch.arange(self._leads, device=self._device) * length[:, None]
-        index = lead_index[:, :, None] + time_index[:, None, :]
-        return self._samples[index.to(self._samples.device)].to(self._device)
-
-
 class _Run:
     """Network, average, optimizer and history: all that a checkpoint must bring back."""
 
@@ -219,27 +193,6 @@ class _Run:
         optimizer["state"] = slots
         self.optimizer.load_state_dict(optimizer)
         self.history = history
-
-
-class _Mixup:
-    """Mixes each sample of a batch with another one, by a share of its own that is at least one half."""
-
-    def __init__(self, alpha: float, device: torch.device) -> None:
-        # Drawn by their quantiles, since torch's Beta distribution takes no generator.
-        middles = (np.arange(MIXUP_QUANTILES) + 0.5) / MIXUP_QUANTILES
-        share = beta(alpha, alpha).ppf(middles)
-        self._shares = torch.from_numpy(np.maximum(share, 1 - share).astype(np.float32)).to(device)
-
-    def __call__(self, generator: torch.Generator, signal_mv: Tensor, wanted: Parts) -> tuple[Tensor, Parts]:
-        rows, device = len(signal_mv), signal_mv.device
-        own = self._shares[torch.randint(MIXUP_QUANTILES, (rows,), generator=generator, device=device)]
-        partner = torch.randperm(rows, generator=generator, device=device)
-
-        def mixed(x: Tensor) -> Tensor:
-            weight = own.view(-1, *[1] * (x.ndim - 1))
-            return weight * x + (1 - weight) * x[partner]
-
-        return mixed(signal_mv), {name: mixed(x) for name, x in wanted.items()}
 
 
 def _gather(fabric: Fabric, output: Output, wanted: Parts) -> tuple[Output, Parts]:
@@ -281,7 +234,7 @@ class _Epochs:
         self._windows = Windows(data, fabric.device)
         self._front_end = FrontEnd(run.net.spec).to(fabric.device)
         self._noise = None if noise is None else noise.to(fabric.device)
-        self._mixup = _Mixup(config.mixup, fabric.device) if config.mixup else None
+        self._mixup = Mixup(config.mixup, fabric.device) if config.mixup else None
         self._records = len(data)
         # Rows a step in this process; of few recordings each process gets its part all the same.
         self._share = max(1, min(config.batch, self._records) // fabric.world_size)
