@@ -168,7 +168,7 @@ def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -
     """
     net, _ = load_network(teacher)
     student = student_network(recipe, net.spec)
-    table = open_table(data)
+    table = open_table(data, net.spec.band_hz[1])
     records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
     fp32, int8, *_ = _products(recipe, out)
     there = {True: "replaces the one that is there", False: "new"}

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.errors import ModelError
+from runtime.session import write_atomically
 from runtime.spec import ModelSpec
 from train.errors import CheckpointError
 from train.model import M2JLNet, NetConfig
@@ -34,13 +35,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: the disk does not take it.
     """
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_text(text)
-        os.replace(partial, path)
+        write_atomically(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 

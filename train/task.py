@@ -34,7 +34,7 @@ from train.noise import load_noise
 from train.objectives import Distillation, MultiTask, Objective
 from train.presets import Preset
 from train.table import open_table
-from train.trainer import FitResult, Hooks, fit, make_fabric, predict
+from train.trainer import FitResult, Hooks, fit, make_fabric, predict, tells_epochs_apart
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
 CONTENT_STEP = 997  # samples between those that are hashed: a file that changes does so in many places
@@ -86,7 +86,7 @@ def load_task(
     train = load_table(table, preset.spec, preset.train_folds, cache=cache, progress=progress)
     say("validation recordings")
     validation = load_table(table, preset.spec, (preset.validation_fold,), cache=cache, progress=progress)
-    if not (validation.targets.any(axis=0) & ~validation.targets.all(axis=0)).any():
+    if not tells_epochs_apart(validation):
         raise DataError(
             f"{root}: of no label do the {len(validation)} recordings to choose on (fold {preset.validation_fold}) "
             "have both some that show it and some that do not"
@@ -108,7 +108,7 @@ def _take(data: EcgData, rows: NDArray[np.int64]) -> EcgData:
     )
 
 
-def _info(task: Task, data: EcgData, folds: tuple[int, ...]) -> dict[str, Any]:
+def _info(task: Task) -> dict[str, Any]:
     preset = task.preset
     return {
         "preset": preset.name,
@@ -116,17 +116,17 @@ def _info(task: Task, data: EcgData, folds: tuple[int, ...]) -> dict[str, Any]:
         "contrastive": preset.contrastive,
         "temperature": preset.temperature,
         "auxiliary": preset.auxiliary,
-        "train_folds": list(folds),
+        "train_folds": list(preset.train_folds),
         "validation_fold": preset.validation_fold,
-        "records": len(data),
-        "content": _content(task, data),
+        "records": len(task.train),
+        "content": _content(task),
     }
 
 
-def _content(task: Task, data: EcgData) -> str:
+def _content(task: Task) -> str:
     """Hash of what decides a run beside its settings: a run that is resumed must not change its recordings midway."""
     digest = hashlib.sha256(task.preset.spec.signal_key().encode())
-    for part in (data, task.validation):
+    for part in (task.train, task.validation):
         for array in (part.record, part.first, part.length, part.targets, part.statements):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(part.samples[::CONTENT_STEP].tobytes())
@@ -160,7 +160,7 @@ def train(
     """
     preset, data = task.preset, task.train
     tasks = _tasks(preset, data)
-    info = _info(task, data, preset.train_folds)
+    info = _info(task)
     objective: Objective = tasks
     if opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
@@ -201,6 +201,7 @@ def cross_fit(
     preset, data = task.preset, task.train
     total = np.zeros(data.targets.shape, np.float32)
     folds = np.unique(task.fold).tolist()
+    info = _info(task)  # once: it reads through all recordings
     if len(folds) < 2:
         raise DataError(
             f"cross-fitting needs recordings of two training folds, and all there are lie in fold {folds[0]}"
@@ -220,7 +221,7 @@ def cross_fit(
             _tasks(preset, seen),
             replace(preset.fit, seed=seed),
             folder / f"{repeat}-{fold}",
-            info=_info(task, seen, tuple(f for f in folds if f != fold)),
+            info=info | {"train_folds": [f for f in folds if f != fold], "records": len(seen)},
             hooks=hooks,
             fabric=fabric,
             noise=task.noise,

@@ -157,6 +157,12 @@ def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32
     return mean_by_record(np.concatenate(parts), rows, len(data))
 
 
+def tells_epochs_apart(validation: EcgData) -> bool:
+    """Whether some label is present in some of the recordings and absent in others, so that there is a macro-AUC."""
+    present = validation.targets.astype(bool)
+    return bool((present.any(axis=0) & ~present.all(axis=0)).any())
+
+
 class _Run:
     """Network, average, optimizer and history: all that a checkpoint must bring back."""
 
@@ -383,8 +389,7 @@ def fit(
     """
     hooks = hooks or Hooks()
     fabric = fabric or make_fabric(device="cpu")
-    present = validation.targets.mean(axis=0)
-    if not ((present > 0) & (present < 1)).any():
+    if not tells_epochs_apart(validation):
         raise DataError(
             f"{validation.table}: no finding is both present and absent among the {len(validation)} recordings to "
             "choose on"

@@ -108,14 +108,17 @@ def test_a_lost_link_closes_the_sinks_after_the_last_windows(fake_model: Callabl
     assert session.summary()["windows"] == 1
 
 
-def test_a_link_that_comes_back_is_told_and_open_alerts_stay(fake_model: Callable[..., Model]) -> None:
-    class Beating(Blocks):
-        def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
-            for block in super().blocks(on_link):
-                ecg_mv = block.ecg_mv.copy()
-                ecg_mv[:, 0] = 1.0
-                yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)
+class Beating(Blocks):
+    """Signals that are not flat, so that windows are used."""
 
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+        for block in super().blocks(on_link):
+            ecg_mv = block.ecg_mv.copy()
+            ecg_mv[:, 0] = 1.0
+            yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)
+
+
+def test_a_link_that_comes_back_is_told_and_open_alerts_stay(fake_model: Callable[..., Model]) -> None:
     sink, lines = Kept(), []
     session = Session(Beating(reconnects_at=40), fake_model([(9.0, -9.0)]), [sink], say=lines.append)
     summary = session.run()
@@ -212,13 +215,6 @@ def test_a_folder_that_is_not_there_is_the_error(tmp_path: Path) -> None:
 
 
 def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable[..., Model]) -> None:
-    class Beating(Blocks):
-        def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
-            for block in super().blocks(on_link):
-                ecg_mv = block.ecg_mv.copy()
-                ecg_mv[:, 0] = 1.0
-                yield Block(block.first_sample, ecg_mv, NONE, NONE, block.missing_samples, False)
-
     summary: dict[str, Any] = Session(Beating(), fake_model([(2.0, -9.0)]), []).run()
     assert summary["probability"] == {"MI": 0.8808, "CD": 0.0001}
     assert summary["open_alerts"] == ["MI"]

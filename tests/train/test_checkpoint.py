@@ -188,7 +188,7 @@ def test_an_interrupted_write_leaves_the_previous_one_whole(
 def test_a_text_that_a_full_disk_does_not_take_leaves_the_previous_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     checkpoint.write_text(path, "before\n")
-    path.with_suffix(f".{os.getpid()}.partial").symlink_to("/dev/full")
+    path.with_name(f"{path.name}.{os.getpid()}.partial").symlink_to("/dev/full")
     refuses(lambda p: checkpoint.write_text(p, "after\n"), path, "cannot write", "No space left on device")
     assert path.read_text() == "before\n"
     assert os.listdir(tmp_path) == ["log.jsonl"]
