@@ -43,6 +43,10 @@ def compress(
     overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
+    score_fold: Annotated[
+        list[int] | None,
+        typer.Option(help="Fold to score at the end, when all is decided; may be repeated.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     compared: Annotated[
         tuple[Path, Path] | None,
@@ -86,6 +90,7 @@ def compress(
             out,
             noise=noise,
             cache=cache,
+            test_folds=score_fold or (),
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
@@ -93,7 +98,12 @@ def compress(
         figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}"
         speed = f", {row['latency_ms']['p50']:.2f} ms" if "latency_ms" in row else ""
         typer.echo(f"{stage:<9} {figures}, {row['file_kb']:.0f} KB{speed}  {row['file']}")
-    typer.echo(f"passed; figures are of {report.validation}; {out / 'report.html'}")
+    for stage, row in report.test.items():
+        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}"
+        typer.echo(f"{stage:<9} {figures}  fold {row['fold']}, {row['records']} records")
+    times = report.speed
+    typer.echo(f"int8 is {times['fp32_to_int8']} times as fast as fp32, {times['teacher_to_int8']} times the teacher")
+    typer.echo(f"passed; figures are of {report.validation} unless said otherwise; {out / 'report.html'}")
 
 
 def _compare(one: Path, other: Path, *, as_json: bool) -> None:
@@ -174,14 +184,26 @@ def distill(
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set: adds windows for the self-test.", show_default=False),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Task whose training folds those windows come from.")] = PRESET,
+    cache: Cache = None,
 ) -> None:
     """Export a checkpoint as one .onnx file with its ModelSpec inside.
 
-    Example: m2jl export runs/student/best.safetensors --out student.onnx
+    Example: m2jl export runs/student/best.safetensors --out student.onnx --data ptb-xl
     """
     from compress.export import export as run
+    from compress.golden import add_golden
+    from train.dataset import load
+    from train.presets import preset as named
 
+    folds = named(preset).train_folds
     spec = run(checkpoint, out)
+    if data is not None:
+        add_golden(out, load(data, spec, folds, cache=cache))
     typer.echo(f"{out}: {spec.name}, {out.stat().st_size / 1024:.0f} KB")
 
 
@@ -190,25 +212,41 @@ def quantize(
     model: OnnxModel,
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
-    method: Annotated[str, typer.Option(help="minmax, entropy or percentile.")] = "percentile",
+    preset: Annotated[str, typer.Option(help="Task whose training folds calibrate it.")] = PRESET,
+    method: Annotated[str, typer.Option(help="How ranges are found.", metavar="METHOD")] = "percentile",
     records: Annotated[int, typer.Option(min=16, help="Calibration records, from the training folds.")] = 512,
+    target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    floats: Annotated[
+        list[str] | None,
+        typer.Option("--float", metavar="LAYER", help="Leave a layer in float; may be repeated.", show_default=False),
+    ] = None,
+    costs: Annotated[bool, typer.Option("--sensitivity", help="Print what each layer alone costs.")] = False,
     cache: Cache = None,
 ) -> None:
-    """Quantize an exported model to static int8 (Q/DQ, uint8 activations); thresholds are kept as they are.
+    """Quantize an exported model to static int8 (Q/DQ); thresholds are kept as they are.
 
-    Example: m2jl quantize student.onnx --data ptb-xl --out student-int8.onnx
+    METHOD is minmax, percentile (of 99.999), percentile-99.99 or percentile-99.9.
+
+    Example: m2jl quantize student.onnx --data ptb-xl --out student-int8.onnx --sensitivity
     """
-    from compress.quantize import METHODS
-    from compress.quantize import quantize as run
+    from compress.golden import add_golden
+    from compress.quantize import METHODS, TARGETS, Calibrator
     from runtime.model import read_model
     from train.dataset import load
-    from train.presets import preset
+    from train.presets import preset as named
 
-    if method not in METHODS:
-        raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}", param_hint="--method")
+    for value, known, option in ((method, METHODS, "--method"), (target, TARGETS, "--target")):
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     _, spec = read_model(model)
-    calibration = load(data, spec, preset(PRESET).train_folds, cache=cache)
-    run(model, out, calibration, method=method, records=records)
+    calibration = load(data, spec, named(preset).train_folds, cache=cache)
+    with Calibrator(model, calibration, records=records) as calibrator:
+        ranges = calibrator.ranges(method)
+        if costs:
+            for cost in calibrator.sensitivity(ranges, target):
+                typer.echo(f"{cost.error:8.4f}  {cost.op:<10} {cost.layer}")
+        calibrator.write(out, ranges, target, floats or ())
+    add_golden(out, calibration)
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
 
 
@@ -227,7 +265,10 @@ def verify(
     """
     import json
 
-    from compress.errors import CompressError
+    import onnx
+
+    from compress.errors import CompressError, GateFailed
+    from compress.layers import first_windows, worst_layer
     from compress.recipe import load_recipe
     from compress.verify import check, compare
     from runtime.model import Model, find_model
@@ -248,4 +289,10 @@ def verify(
     else:
         for name, value in comparison.as_dict().items():
             typer.echo(f"{name:<17} {value}")
-    check(comparison, "verify", loaded.gate)
+    try:
+        check(comparison, "verify", loaded.gate, models[1].spec.precision)
+    except GateFailed as error:
+        inputs = first_windows(validation, models[0].spec)
+        one, other = (onnx.load(str(find_model(path))) for path in (reference, candidate))
+        worst = worst_layer(one, other, inputs)
+        raise GateFailed(f"{error}; worst layer {worst}" if worst else str(error)) from error

@@ -1,4 +1,4 @@
-"""Distillation: a small network learns the teacher's probabilities beside the labels (`train.objectives`)."""
+"""Distillation: a small network learns what the teacher says, beside the labels (`train.objectives`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from compress.recipe import Recipe
 from runtime.spec import LEADS_12, ModelSpec
 from train.augment import Augmentation
 from train.checkpoint import load_network
-from train.dataset import EcgData
+from train.dataset import EcgData, content_hash
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, MultiTask
-from train.task import kept_logits
+from train.task import kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, fit
 
 TEMPERATURE_CONTRAST = 0.1
@@ -57,6 +57,65 @@ def student_network(recipe: Recipe, spec: ModelSpec, statements: int = 0) -> M2J
     return M2JLNet(config, student_spec(recipe, spec))
 
 
+def _check_relations(teacher: M2JLNet, info: dict[str, Any], student: M2JLNet) -> None:
+    """Refuse relations that the teacher did not learn, or has no counterpart of.
+
+    Raises:
+        RecipeError: it did not, or has none.
+    """
+    if info.get("contrastive", info.get("distill", {}).get("contrastive")) == 0:
+        raise RecipeError("distill.relations: the teacher was trained without the contrastive task, so it has none")
+    its, own = (" and ".join(net.branches) for net in (teacher, student))
+    if its != own:
+        raise RecipeError(f"distill.relations: the teacher has those of {its}, where the student needs {own}")
+
+
+def fit_config(recipe: Recipe, noise: NDArray[np.float32] | None) -> FitConfig:
+    """How a student is trained; `noise` as in `distill`."""
+    how = recipe.student
+    return FitConfig(
+        epochs=how.epochs,
+        batch=how.batch,
+        peak_rate=how.peak_rate,
+        weight_decay=how.weight_decay,
+        seed=how.seed,
+        augmentation=Augmentation(noise=0.0 if noise is None else NOISE_SHARE),
+    )
+
+
+def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, folder: Path) -> Distillation:
+    """What a student learns; what the teacher says is computed once and kept in `folder`.
+
+    Args:
+        train, heard: the training recordings on the student's and on the teacher's leads.
+
+    Raises:
+        CompressError: teacher and student do not see the same recordings.
+        train.errors.CheckpointError: the teacher cannot be read, or nothing can be written.
+    """
+    if not np.array_equal(heard.record, train.record):
+        raise CompressError("some training recordings can be read with the teacher's leads or the student's only")
+    how = recipe.distill
+    said = kept_outputs(teacher, heard, folder, vectors=bool(how.features or how.relations))
+    tasks = MultiTask(
+        train.targets,
+        contrastive=how.contrastive,
+        temperature=TEMPERATURE_CONTRAST,
+        statements=train.statements,
+        auxiliary=how.auxiliary,
+    )
+    return Distillation(
+        tasks,
+        said.logits,
+        temperature=how.temperature,
+        teacher_share=how.teacher_share,
+        features=said.features,
+        projections=said.projections,
+        feature_weight=how.features,
+        relation_weight=how.relations,
+    )
+
+
 def distill(
     teacher: Path,
     recipe: Recipe,
@@ -79,39 +138,24 @@ def distill(
             the teacher's word stays that of the clean recording.
 
     Raises:
-        RecipeError: the recipe's student is unknown.
+        RecipeError: the recipe's student is unknown, or its teacher has no relations to be learned.
         CompressError: teacher and student do not see the same recordings.
         train.errors.CheckpointError: the teacher cannot be read, or `out` holds another run.
     """
-    net, _ = load_network(teacher)
+    net, told = load_network(teacher)
     student = student_network(recipe, net.spec, train.statements.shape[1])
+    if recipe.distill.relations:
+        _check_relations(net, told, student)
     say("the teacher's logits")
     heard = heard or train
-    if not np.array_equal(heard.record, train.record):
-        raise CompressError("some training recordings can be read with the teacher's leads or the student's only")
-    logits = kept_logits(teacher, heard, out)
-    how = recipe.distill
-    tasks = MultiTask(
-        train.targets,
-        contrastive=how.contrastive,
-        temperature=TEMPERATURE_CONTRAST,
-        statements=train.statements,
-        auxiliary=how.auxiliary,
-    )
-    objective = Distillation(tasks, logits, temperature=how.temperature, teacher_share=how.teacher_share)
+    learned = objective(teacher, recipe, train, heard, out)
     say("distilling")
-    config = FitConfig(
-        epochs=recipe.student.epochs,
-        batch=recipe.student.batch,
-        peak_rate=recipe.student.peak_rate,
-        weight_decay=recipe.student.weight_decay,
-        seed=recipe.student.seed,
-        augmentation=Augmentation(noise=0.0 if noise is None else NOISE_SHARE),
-    )
+    config = fit_config(recipe, noise)
     header = {
         "teacher_sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
-        "distill": how.model_dump(),
+        "distill": recipe.distill.model_dump(),
         "records": len(train),
+        "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
-    return fit(student, train, validation, objective, config, out, info=header, hooks=hooks, noise=noise)
+    return fit(student, train, validation, learned, config, out, info=header, hooks=hooks, noise=noise)

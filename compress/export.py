@@ -23,6 +23,16 @@ from train.model import M2JLNet
 OPSET = 20
 
 
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph as it is; the file appears whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_bytes(model.SerializeToString())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
     """Write a graph with its spec in the metadata; the file appears whole or not at all."""
     del model.metadata_props[:]
@@ -38,10 +48,8 @@ def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
     model.opset_import.extend(kept)
     model.producer_name, model.producer_version = "m2jl", ""
     onnx.checker.check_model(model)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(model.SerializeToString())
-    os.replace(partial, path)
+    save(model, path)
 
 
 def to_onnx(net: M2JLNet) -> onnx.ModelProto:

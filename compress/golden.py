@@ -8,12 +8,12 @@ hundredth of a millivolt: at 5 uV sixteen windows of twelve leads would make the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from compress.export import save
 from compress.quantize import choose_records
 from runtime.chain import batch_windows
 from runtime.golden import GOLDEN_KEY, encode, kept_leads, signal_of
@@ -49,6 +49,4 @@ def add_golden(path: Path, data: EcgData) -> None:
         proto.metadata_props.remove(entry)
     entry = proto.metadata_props.add()
     entry.key, entry.value = GOLDEN_KEY, text
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(proto.SerializeToString())
-    os.replace(partial, path)
+    save(proto, path)

@@ -1,59 +1,83 @@
 """`m2jl compress`: teacher -> student -> .onnx -> int8, each stage proven against the one before.
 
-    report = run_pipeline(Path("teacher.safetensors"), recipe, Path("ptb-xl"), Path("out"))
+    report = run_pipeline(Path("teacher.safetensors"), recipe, preset, Path("ptb-xl"), Path("out"))
 
-Files in `out`: ``student/`` (the distillation, which resumes), ``NAME-fp32.onnx``, ``NAME-int8.onnx``, both
-with golden windows inside (`runtime.golden`), ``NAME.cdx.json`` and ``SHA256SUMS`` (`compress.sbom`), ``report.json``
-and the same as a page, ``report.html``.  The shipped file's thresholds are tuned on the validation fold with the
-quantized model's own probabilities.  A stage that loses more than the gate allows ends the run with `GateFailed`; the
-report is written all the same and says so.
+Files in `out`: ``student/`` (the distillation, which resumes; likewise ``pruned/`` and ``qat/`` where the recipe has
+them), ``NAME-fp32.onnx``, ``NAME-int8.onnx`` and what other targets the recipe names, all with golden windows inside
+(`runtime.golden`), ``NAME.cdx.json`` and ``SHA256SUMS`` (`compress.sbom`), ``report.json`` and the same as a page,
+``report.html``, and ``stages.json``, by which a second run knows what it need not do again (`compress.stages`).
+
+A shipped file's thresholds are tuned on the validation fold with its own probabilities.  Where int8 loses more than the
+gate allows, the most sensitive layers stay in float, one more at a time; where that is not enough, the student is
+trained with rounding in the loop, if the recipe allows it.  What loses too much still ends the run with `GateFailed`,
+which names the label and the layer; the report is written all the same and says so.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
 from numpy.typing import NDArray
 
-from compress.distill import distill, student_network, student_spec
+from compress.distill import distill, fit_config, objective, student_network, student_spec
 from compress.errors import CompressError, GateFailed
 from compress.export import export
 from compress.golden import add_golden
-from compress.quantize import quantize, with_spec
+from compress.half import half
+from compress.layers import worst_layer
+from compress.prune import prune
+from compress.qat import fine_tune
+from compress.quantize import METHODS, Calibrator, with_spec
 from compress.recipe import Recipe
 from compress.report import versions, write_html
 from compress.sbom import write_checksums, write_sbom
+from compress.stages import Stages, sha256
 from compress.verify import Comparison, check, compare
-from runtime.bench import BenchConfig, bench
+from runtime.bench import BenchConfig, bench, machine
+from runtime.errors import OptionError
 from runtime.model import Model, read_model, sigmoid
 from runtime.session import write_atomically
-from train import checkpoint
+from runtime.tensorrt import EngineBuilder, cached_engine, describe, find_gpu
+from train import checkpoint, evaluate
 from train.checkpoint import load_network
-from train.dataset import EcgData, load
+from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
 from train.metrics import best_thresholds
-from train.model import count_parameters
+from train.model import M2JLNet, count_parameters
 from train.noise import load_noise
+from train.objectives import Distillation
 from train.presets import Preset
 from train.table import open_table
-from train.trainer import Hooks, predict
+from train.trainer import FitConfig, Hooks, fit, predict
+
+Row = dict[str, Any]
+Logits = NDArray[np.float32]
+
+MADE_WITH = ("torch", "onnx", "onnxruntime", "m2jlnet")  # other versions may make other files
 
 
 @dataclass(slots=True)
 class Report:
     """What the stages gave; `write` keeps it."""
 
-    recipe: dict[str, Any]
+    recipe: Row
     teacher: str
     validation: str
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, Row] = field(default_factory=dict)
+    build: Row = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
+    test: dict[str, Row] = field(default_factory=dict)
     passed: bool = False
     failure: str = ""
     versions: dict[str, str | None] = field(default_factory=versions)
@@ -65,26 +89,26 @@ class Report:
         write_html(folder / "report.html", fields)
 
 
-def _file(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """What is learned from and judged by, on the student's leads and (`heard`) on the teacher's."""
+
+    train: EcgData
+    validation: EcgData
+    heard: EcgData
+    heard_validation: EcgData
+
+
+def _file(path: Path) -> Row:
     """Which file a stage gave."""
-    data = path.read_bytes()
-    return {"file": str(path), "sha256": hashlib.sha256(data).hexdigest(), "file_kb": round(len(data) / 1024, 1)}
+    return {"file": str(path), "sha256": sha256(path), "file_kb": round(path.stat().st_size / 1024, 1)}
 
 
-def tuned(path: Path, logits: NDArray[np.float32], data: EcgData, measured: dict[str, float | int | str]) -> None:
+def tuned(path: Path, logits: Logits, data: EcgData, measured: dict[str, float | int | str]) -> None:
     """Put thresholds tuned on these logits, and what was measured, into an .onnx file's spec."""
     thresholds = best_thresholds(data.targets.astype(bool), sigmoid(logits))
     _, spec = read_model(path)
     with_spec(path, spec.model_copy(update={"thresholds": tuple(float(t) for t in thresholds), "measured": measured}))
-
-
-def _figures(comparison: Comparison, fold: int, records: int) -> dict[str, float | int | str]:
-    return {
-        "fold": fold,
-        "records": records,
-        "macro_auc": round(float(comparison.auc.mean()), 4),
-        "macro_f1": round(float(comparison.f1.mean()), 4),
-    }
 
 
 def run_pipeline(
@@ -96,68 +120,455 @@ def run_pipeline(
     *,
     noise: Path | None = None,
     cache: Path | None = None,
+    test_folds: Sequence[int] = (),
     hooks: Hooks | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
-    """Run all stages; distillation goes on where it left off, the rest takes minutes and is run anew.
+    """Run all stages, or those that are not done yet.
 
     Args:
         noise: folder of the noise stress test, to be mixed into a share of the student's recordings.
+        test_folds: to be scored at the end, when everything is decided; none for not at all.
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
     """
-    net, _ = load_network(teacher)
-    student_network(recipe, net.spec)  # an unknown one is better refused before an hour of work
+    net = _usable_teacher(teacher, recipe, preset)
     recorded = None if noise is None else load_noise(noise, net.spec)
-    fold = preset.validation_fold
     say("recordings")
-    spec = student_spec(recipe, net.spec)
-    train_data = load(data, spec, preset.train_folds, cache=cache)
-    validation = load(data, spec, [fold], cache=cache)
-    heard, heard_validation = train_data, validation
-    if spec.leads != net.spec.leads:
-        heard = load(data, net.spec, preset.train_folds, cache=cache)
-        heard_validation = load(data, net.spec, [fold], cache=cache)
-        if not np.array_equal(heard_validation.record, validation.record):
-            raise CompressError("some validation recordings can be read with the teacher's leads or the student's only")
+    recordings = _recordings(net, recipe, preset, data, cache)
+    validation = recordings.validation
+    fold = preset.validation_fold
     report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
-    teacher_logits = predict(net, heard_validation)
-    own = compare(teacher_logits, teacher_logits, validation, net.spec).as_dict()
-    report.stages["teacher"] = {
-        **_file(teacher),
-        "parameters": net.spec.parameters,
-        "macs": net.spec.macs,
-        **{key: own[key] for key in ("macro_auc", "macro_f1", "auc", "f1")},
-    }
-    result = distill(
-        teacher, recipe, train_data, validation, out / "student", heard=heard, noise=recorded, hooks=hooks, say=say
-    )
-    student, _ = load_network(result.best)
-    student_logits = predict(student, validation)
-    taught = compare(teacher_logits, student_logits, validation, student.spec)
-    report.stages["distill"] = {
-        **_file(result.best),
-        "parameters": student.spec.parameters,
-        "macs": student.spec.macs,
-        "epoch": result.best_epoch,
-        **taught.as_dict(),
-        "passed": False,
-    }
-    for path in _products(recipe, out):
-        path.unlink(missing_ok=True)  # a model of an earlier run must not stand beside a report that says "failed"
+    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), say)
     try:
-        check(taught, "distill", recipe.gate)
-        report.stages["distill"]["passed"] = True
-        _deploy(recipe, result.best, student_logits, train_data, validation, fold, out, report, say)
-        report.passed = True
+        models = run.models()
     except GateFailed as error:
         report.failure = str(error)
-        raise
-    finally:
         report.write(out)
+        raise
+    report.passed = True
+    run.speed(models)
+    if test_folds:
+        run.test(models, data, test_folds, cache)
+    run.seal(models)
+    report.write(out)
     return report
+
+
+def _usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
+    """The teacher, if it and the recipe go together: better refused now than after an hour of work."""
+    net, _ = load_network(teacher)
+    if net.spec.labels != preset.spec.labels:
+        raise CompressError(
+            f"{teacher} is not of the recipe's task {recipe.preset}: it knows {', '.join(net.spec.labels[:5])}"
+            f"{', ...' if len(net.spec.labels) > 5 else ''}"
+        )
+    student_network(recipe, net.spec)
+    return net
+
+
+def _recordings(net: M2JLNet, recipe: Recipe, preset: Preset, data: Path, cache: Path | None) -> Recordings:
+    spec = student_spec(recipe, net.spec)
+    folds = (preset.train_folds, [preset.validation_fold])
+    own = [load(data, spec, fold, cache=cache) for fold in folds]
+    if spec.leads == net.spec.leads:
+        return Recordings(*own, *own)
+    heard = [load(data, net.spec, fold, cache=cache) for fold in folds]
+    if not np.array_equal(heard[1].record, own[1].record):
+        raise CompressError("some validation recordings can be read with the teacher's leads or the student's only")
+    return Recordings(*own, *heard)
+
+
+class _Run:
+    """One call of `run_pipeline`: what its stages share."""
+
+    def __init__(
+        self,
+        teacher: Path,
+        net: M2JLNet,
+        recipe: Recipe,
+        recordings: Recordings,
+        fold: int,
+        noise: NDArray[np.float32] | None,
+        out: Path,
+        report: Report,
+        hooks: Hooks,
+        say: Callable[[str], None],
+    ) -> None:
+        self._teacher, self._net, self._recipe, self._data, self._fold = teacher, net, recipe, recordings, fold
+        self._noise, self._out, self._report, self._hooks, self._say = noise, out, report, hooks, say
+        self._stages = Stages(out)
+        self._spec = student_spec(recipe, net.spec)
+        self._logits: dict[str, Logits] = {}
+        content = content_hash(
+            net.spec,
+            (recordings.train, recordings.validation, recordings.heard, recordings.heard_validation),
+            noise,
+        )
+        self._always = {"recordings": content, "versions": {name: report.versions[name] for name in MADE_WITH}}
+
+    def _done(self, stage: str, depends: Row, work: Callable[[], tuple[Row, list[Path]]]) -> Row:
+        """A stage's row: the one that is there, or what `work` gives."""
+        depends = {**self._always, **depends}
+        row = self._stages.row(stage, depends)
+        if row is None:
+            self._say(stage)
+            # No model may stand beside a student that is not its own, nor beside a report that says "failed".
+            for path in _products(self._recipe, self._out):
+                if path.name not in self._stages.files:
+                    path.unlink(missing_ok=True)
+            row, files = work()
+            self._stages.keep(stage, depends, row, files)
+        else:
+            self._say(f"{stage}: done before")
+        return row
+
+    def _stage(self, stage: str, path: Path, depends: Row, work: Callable[[], tuple[Row, list[Path]]]) -> None:
+        """The same for a stage of the report, whose file may have been moved with its folder since."""
+        self._report.stages[stage] = {**self._done(stage, depends, work), "file": str(path)}
+
+    def models(self) -> dict[str, Path]:
+        """All stages that make a model: the files, by stage.
+
+        Raises:
+            GateFailed: a stage lost too much.
+        """
+        self._stage("teacher", self._teacher, {"teacher": sha256(self._teacher)}, self._score_teacher)
+        taught = self._distil()
+        if self._recipe.prune.share:
+            taught = self._prune(taught)
+        if self._recipe.qat.when == "always":
+            return self._deployed(self._train_rounded(taught), taught)
+        if self._recipe.qat.when == "never":
+            return self._deployed(taught)
+        # That int8 of the student as it is was not good enough is worth remembering, too.
+        depends = {**self._always, **self._deploying(taught)}
+        if not self._stages.known("without qat", depends):
+            try:
+                return self._deployed(taught)
+            except GateFailed as error:
+                if not str(error).startswith(("quantize", "tensorrt")):
+                    raise
+                self._stages.keep("without qat", depends, {"failure": str(error)}, [])
+                self._say(f"{error}: training with rounding in the loop")
+        return self._deployed(self._train_rounded(taught), taught)
+
+    def _deploying(self, taught: Path) -> Row:
+        """What the files that are made of a checkpoint depend on."""
+        recipe = self._recipe
+        sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("quantize", "gate")}
+        return {"checkpoint": sha256(taught), **sections, "targets": list(recipe.targets), "name": recipe.name}
+
+    def _deployed(self, taught: Path, before: Path | None = None) -> dict[str, Path]:
+        """The .onnx files of a checkpoint.
+
+        Args:
+            before: the checkpoint before it was trained with rounding, which int8 is to be like then: such a training
+                brings int8 near to it and lets the float network drift.
+        """
+        models = {"export": self._export(taught)}
+        like = before or models["export"]
+        models["quantize"] = self._quantize("quantize", models["export"], "onnxruntime", like)
+        if "tensorrt" in self._recipe.targets:
+            models["tensorrt"] = self._quantize("tensorrt", models["export"], "tensorrt", like)
+            self._build(models["tensorrt"])
+        if "fp16" in self._recipe.targets:
+            models["fp16"] = self._half(models["export"])
+        return models
+
+    def _of(self, path: Path) -> Logits:
+        """Logits of the validation recordings by a checkpoint (of the student) or an .onnx file."""
+        digest = sha256(path)
+        if digest not in self._logits:
+            if path.suffix == ".onnx":
+                self._logits[digest] = onnx_logits(Model.load(path, threads=2), self._data.validation)
+            else:
+                self._logits[digest] = predict(load_network(path)[0], self._data.validation)
+        return self._logits[digest]
+
+    @cached_property
+    def _teacher_logits(self) -> Logits:
+        return predict(self._net, self._data.heard_validation)
+
+    def _score_teacher(self) -> tuple[Row, list[Path]]:
+        logits, spec = self._teacher_logits, self._net.spec
+        own = compare(logits, logits, self._data.validation, spec).as_dict()
+        size = {"parameters": spec.parameters, "macs": spec.macs}
+        return {**_file(self._teacher), **size, **{k: own[k] for k in ("macro_auc", "macro_f1", "auc", "f1")}}, []
+
+    def _judge(self, stage: str, path: Path, before: Logits, **more: Any) -> Comparison:
+        """Prove a stage's file against the stage before; its row is in the report whatever comes of it."""
+        logits = self._of(path)
+        spec = read_model(path)[1] if path.suffix == ".onnx" else load_network(path)[0].spec
+        comparison = compare(before, logits, self._data.validation, self._spec)
+        self._report.stages[stage] = {
+            **_file(path),
+            "parameters": spec.parameters,
+            "macs": spec.macs,
+            **more,
+            **comparison.as_dict(),
+            "passed": False,
+        }
+        check(comparison, stage, self._recipe.gate, spec.precision)
+        self._report.stages[stage]["passed"] = True
+        return comparison
+
+    def _trained(
+        self, stage: str, best: Path, depends: Row, train: Callable[[], int], before: Callable[[], Logits]
+    ) -> Path:
+        """A stage that gives a checkpoint, after so many epochs."""
+
+        def work() -> tuple[Row, list[Path]]:
+            epoch = train()
+            self._judge(stage, best, before(), epoch=epoch)
+            return self._report.stages[stage], [best]
+
+        self._stage(stage, best, depends, work)
+        return best
+
+    def _distil(self) -> Path:
+        folder, data, recipe = self._out / "student", self._data, self._recipe
+
+        def train() -> int:
+            return distill(
+                self._teacher,
+                recipe,
+                data.train,
+                data.validation,
+                folder,
+                heard=data.heard,
+                noise=self._noise,
+                hooks=self._hooks,
+                say=self._say,
+            ).best_epoch
+
+        return self._trained(
+            "distill", folder / "best.safetensors", self._learning(), train, lambda: self._teacher_logits
+        )
+
+    def _tuning(self, epochs: int, peak_rate: float) -> FitConfig:
+        """A student that has learned already goes on in smaller steps, with the augmentation it knows."""
+        return replace(fit_config(self._recipe, self._noise), epochs=epochs, peak_rate=peak_rate)
+
+    def _objective(self, folder: Path) -> Distillation:
+        return objective(self._teacher, self._recipe, self._data.train, self._data.heard, folder)
+
+    def _prune(self, taught: Path) -> Path:
+        folder, data, how = self._out / "pruned", self._data, self._recipe.prune
+
+        def train() -> int:
+            small = prune(load_network(taught)[0], data.train, how.share, seed=self._recipe.quantize.seed)
+            return fit(
+                small,
+                data.train,
+                data.validation,
+                self._objective(self._out / "student"),
+                self._tuning(how.epochs, how.peak_rate),
+                folder,
+                info={"pruned_from_sha256": sha256(taught), "prune": how.model_dump()},
+                hooks=self._hooks,
+                noise=self._noise,
+            ).best_epoch
+
+        depends = {"checkpoint": sha256(taught), "prune": how.model_dump(), **self._learning()}
+        return self._trained("prune", folder / "best.safetensors", depends, train, lambda: self._of(taught))
+
+    def _train_rounded(self, taught: Path) -> Path:
+        folder, data, how = self._out / "qat", self._data, self._recipe.qat
+
+        def train() -> int:
+            return fine_tune(
+                taught,
+                data.train,
+                data.validation,
+                self._objective(self._out / "student"),
+                folder,
+                config=self._tuning(how.epochs, how.peak_rate),
+                percentile=METHODS[self._recipe.quantize.methods[0]][1].get("CalibPercentile", 100.0),
+                hooks=self._hooks,
+                noise=self._noise,
+            ).best_epoch
+
+        depends = {
+            "checkpoint": sha256(taught),
+            "methods": self._recipe.quantize.methods[0],
+            "qat": how.model_dump(),
+            **self._learning(),
+        }
+        return self._trained("qat", folder / "best.safetensors", depends, train, lambda: self._of(taught))
+
+    def _learning(self) -> Row:
+        """What every training of the student depends on."""
+        recipe = self._recipe
+        sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "distill")}
+        gate = {name: limit for name, limit in recipe.gate.model_dump().items() if name.startswith("max_distill_")}
+        return {"teacher": sha256(self._teacher), "name": recipe.name, "gate": gate, **sections}
+
+    def _ship(self, stage: str, path: Path, before: Logits, **more: Any) -> tuple[Row, list[Path]]:
+        """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
+        unproven = _unproven(path)
+        comparison = self._judge(stage, unproven, before, **more)
+        records = len(self._data.validation)
+        tuned(unproven, self._of(unproven), self._data.validation, _figures(comparison, self._fold, records))
+        add_golden(unproven, self._data.train)
+        os.replace(unproven, path)
+        self._report.stages[stage] |= _file(path)
+        return self._report.stages[stage], [path]
+
+    def _export(self, taught: Path) -> Path:
+        path = _product(self._recipe, self._out, "export")
+
+        def work() -> tuple[Row, list[Path]]:
+            export(taught, _unproven(path))
+            return self._ship("export", path, self._of(taught))
+
+        self._stage("export", path, self._deploying(taught), work)
+        return path
+
+    def _half(self, exported: Path) -> Path:
+        path = _product(self._recipe, self._out, "fp16")
+
+        def work() -> tuple[Row, list[Path]]:
+            half(exported, _unproven(path))
+            return self._ship("fp16", path, self._of(exported))
+
+        self._stage("fp16", path, {"exported": sha256(exported), "gate": self._recipe.gate.model_dump()}, work)
+        return path
+
+    def _quantize(self, stage: str, exported: Path, target: str, like: Path) -> Path:
+        path = _product(self._recipe, self._out, stage)
+        how = self._recipe.quantize
+
+        def work() -> tuple[Row, list[Path]]:
+            with Calibrator(exported, self._data.train, records=how.records, seed=how.seed) as calibrator:
+                ranges, tried = calibrator.best_ranges(how.methods)
+                self._say(f"{stage}: what each layer costs")
+                costs = calibrator.sensitivity(ranges, target)
+                more = {"methods": tried, "method": ranges.method, "sensitivity": [asdict(cost) for cost in costs]}
+                left = list(dict.fromkeys(cost.layer for cost in costs))[: how.max_float_layers]
+                floats: list[str] = []
+                while True:
+                    calibrator.write(_unproven(path), ranges, target, floats)
+                    try:
+                        return self._ship(stage, path, self._of(like), layers_in_float=list(floats), **more)
+                    except GateFailed as error:
+                        if not left:
+                            raise GateFailed(f"{error}; {_blame(exported, _unproven(path), calibrator)}") from error
+                        floats.append(left.pop(0))
+                        self._say(f"{error}: leaving {floats[-1]} in float")
+
+        gate = self._recipe.gate.model_dump()
+        files = {"exported": sha256(exported), "like": sha256(like)}
+        depends = {**files, "quantize": how.model_dump(mode="json"), "gate": gate}
+        self._stage(stage, path, depends, work)
+        return path
+
+    def _build(self, path: Path) -> None:
+        """Have TensorRT build an engine, for this GPU or ahead of time; without TensorRT say that it was left out."""
+        try:
+            builder = EngineBuilder(find_gpu())
+        except OptionError as error:
+            self._say(f"build: left out; {error}")
+            self._report.build = {"left_out": str(error)}
+            return
+
+        def work() -> tuple[Row, list[Path]]:
+            file, spec = read_model(path)
+            refused = builder.refusals(file.data)
+            if refused:
+                raise GateFailed(f"build: {builder.tensorrt} refuses {len(refused)} nodes: {describe(refused)}")
+            engine = cached_engine(builder, file, spec, say=self._say, progress=self._say)
+            size = {"nodes": sum(file.nodes.values()), "refused": 0, "engine_kb": round(len(engine.data) / 1024, 1)}
+            return {"tensorrt": builder.tensorrt, "target": builder.target, **size}, []
+
+        depends = {"model": sha256(path), "tensorrt": builder.tensorrt, "target": builder.target}
+        self._report.build = self._done("build", depends, work)
+
+    def speed(self, models: dict[str, Path]) -> None:
+        """Time what runs on a CPU, the teacher beside it, each of its models in a process of its own."""
+        timed = {stage: path for stage, path in models.items() if stage != "tensorrt"}
+        here = machine()
+
+        def work() -> tuple[Row, list[Path]]:
+            with tempfile.TemporaryDirectory(prefix="m2jl-") as folder:
+                exported = Path(folder) / "teacher.onnx"
+                export(self._teacher, exported)
+                rows = bench([exported, *timed.values()], BenchConfig(), [])
+            return {
+                stage: {key: row[key] for key in ("latency_ms", "machine")}
+                for stage, row in zip(("teacher", *timed), rows, strict=True)
+            }, []
+
+        files = {stage: sha256(path) for stage, path in timed.items()}
+        rows = self._done("benchmark", {"teacher": sha256(self._teacher), "files": files, "cpu": here["cpu"]}, work)
+        for stage, row in rows.items():
+            self._report.stages[stage] |= row
+        p50 = {stage: row["latency_ms"]["p50"] for stage, row in rows.items()}
+        self._report.speed = {
+            "teacher_to_int8": round(p50["teacher"] / p50["quantize"], 2),
+            "fp32_to_int8": round(p50["export"] / p50["quantize"], 2),
+        }
+
+    def test(self, models: dict[str, Path], root: Path, folds: Sequence[int], cache: Path | None) -> None:
+        """Score the teacher and the models on folds that took no part in any decision, at the files' own thresholds."""
+        scored = {"teacher": self._teacher, **models}
+
+        def work() -> tuple[Row, list[Path]]:
+            return {
+                stage: evaluate.report(path, evaluate.score(path, root, folds, cache=cache))
+                for stage, path in scored.items()
+            }, []
+
+        files = {stage: sha256(path) for stage, path in scored.items()}
+        self._report.test = self._done("test", {"files": files, "folds": list(folds)}, work)
+
+    def seal(self, models: dict[str, Path]) -> None:
+        """Write the list of components and the checksums."""
+        files = list(models.values())
+        sbom, checksums = self._out / f"{self._recipe.name}.cdx.json", self._out / "SHA256SUMS"
+
+        def work() -> tuple[Row, list[Path]]:
+            write_sbom(sbom, self._recipe.name, files)
+            write_checksums(checksums, [*files, sbom])
+            return {}, [sbom, checksums]
+
+        self._done("seal", {"files": [sha256(path) for path in files], "name": self._recipe.name}, work)
+
+
+def _blame(exported: Path, unproven: Path, calibrator: Calibrator) -> str:
+    """Which layer went wrong most, as a clause."""
+    worst = worst_layer(onnx.load(str(exported)), onnx.load(str(unproven)), calibrator.probes)
+    return f"worst layer {worst}" if worst else "no layer of it is one of the exported model's"
+
+
+def _figures(comparison: Comparison, fold: int, records: int) -> dict[str, float | int | str]:
+    return {
+        "fold": fold,
+        "records": records,
+        "macro_auc": round(float(comparison.auc.mean()), 4),
+        "macro_f1": round(float(comparison.f1.mean()), 4),
+    }
+
+
+SUFFIXES = {"export": "fp32", "quantize": "int8", "tensorrt": "int8-tensorrt", "fp16": "fp16"}
+
+
+def _product(recipe: Recipe, out: Path, stage: str) -> Path:
+    """The file of a stage that gives a model."""
+    return out / f"{recipe.name}-{SUFFIXES[stage]}.onnx"
+
+
+def _products(recipe: Recipe, out: Path) -> list[Path]:
+    """All files that are for others to take."""
+    models = [_product(recipe, out, stage) for stage in SUFFIXES]
+    return [*models, out / f"{recipe.name}.cdx.json", out / "SHA256SUMS"]
+
+
+def _unproven(path: Path) -> Path:
+    """Where a stage's file waits for its proof."""
+    return path.with_name(f"{path.stem}.unproven.onnx")
 
 
 def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -> list[tuple[str, str]]:
@@ -166,34 +577,63 @@ def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -
     Raises:
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
     """
-    net, _ = load_network(teacher)
+    net = _usable_teacher(teacher, recipe, preset)
     student = student_network(recipe, net.spec)
     table = open_table(data, net.spec.band_hz[1])
     records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
-    fp32, int8, *_ = _products(recipe, out)
-    there = {True: "replaces the one that is there", False: "new"}
-    return [
+    an_epoch_min = _epoch_min(student, recipe.student.batch, records[0])
+    rows = [
         ("recipe", f"{recipe.name}, preset {recipe.preset}"),
         ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
         ("teacher", f"{teacher}, {len(net.spec.leads)} leads, {count_parameters(net):,} parameters"),
         (
             "distill",
             f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
-            f"{count_parameters(student):,} parameters; {_left_to_teach(teacher, recipe, out / 'student')}",
+            f"{count_parameters(student):,} parameters; "
+            f"{_left_to_teach(teacher, recipe, out / 'student', an_epoch_min)}",
         ),
-        ("export", f"{fp32}: {there[fp32.exists()]}"),
-        ("quantize", f"{int8}: {there[int8.exists()]}; {recipe.quantize.method}, {recipe.quantize.records} records"),
-        ("report", f"{out / 'report.html'}: {there[(out / 'report.html').exists()]}"),
     ]
+    if recipe.prune.share:
+        how = recipe.prune
+        minutes = f"{how.epochs} epochs, about {how.epochs * an_epoch_min:.0f} min"
+        rows.append(("prune", f"{out / 'pruned'}: {how.share:.0%} of the multiply-accumulates out; {minutes}"))
+    if recipe.qat.when != "never":
+        when = "where int8 is not good enough" if recipe.qat.when == "needed" else "always"
+        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * an_epoch_min:.0f} min"
+        rows.append(("qat", f"{out / 'qat'}: {when}; {minutes}"))
+    for stage in ("export", "quantize", *(target for target in ("tensorrt", "fp16") if target in recipe.targets)):
+        path = _product(recipe, out, stage)
+        how_made = f"; best of {', '.join(recipe.quantize.methods)}" if stage in ("quantize", "tensorrt") else ""
+        there = "there already, kept if nothing has changed" if path.exists() else "new"
+        rows.append((stage, f"{path}: {there}{how_made}; a minute or two"))
+    rows.append(("report", f"{out / 'report.html'}, after a benchmark of a minute or so"))
+    return rows
 
 
-def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path) -> str:
-    """What an earlier run left, and how long the rest would take at its pace."""
+QAT_COST = 2.0  # an epoch with rounding in the loop takes about so many times as long as one without
+STEPS_TIMED = 3
+
+
+def _epoch_min(student: M2JLNet, batch: int, records: int) -> float:
+    """About how long an epoch takes here, by a few steps on noise; without augmentation, so rather too short."""
+    spec = student.spec
+    ecg = torch.randn(batch, len(spec.leads), spec.window_samples)
+    spectrogram = torch.randn(batch, len(spec.leads), spec.bins, spec.frames)
+    seconds = []
+    for _ in range(STEPS_TIMED):
+        began_s = time.perf_counter()
+        student(ecg, spectrogram).square().mean().backward()
+        seconds.append(time.perf_counter() - began_s)
+    return float(np.median(seconds)) * records / batch / 60
+
+
+def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path, an_epoch_min: float) -> str:
+    """What an earlier run left, and about how long the rest would take."""
     last, epochs = folder / "last.safetensors", recipe.student.epochs
     if not last.exists():
-        return f"{epochs} epochs"
+        return f"{epochs} epochs, about {epochs * an_epoch_min:.0f} min"
     _, info = checkpoint.load(last)
-    digest = str(_file(teacher)["sha256"])
+    digest = sha256(teacher)
     wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
     there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
     pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)
@@ -203,62 +643,3 @@ def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path) -> str:
     seconds = [row["seconds"] for row in info["history"]]
     left_min = (epochs - len(seconds)) * float(np.median(seconds)) / 60
     return f"{len(seconds)} of {epochs} epochs are there, about {left_min:.0f} min to go"
-
-
-def _products(recipe: Recipe, out: Path) -> tuple[Path, Path, Path, Path]:
-    """The exported file, the quantized one, the list of components and the checksums."""
-    name = recipe.name
-    return out / f"{name}-fp32.onnx", out / f"{name}-int8.onnx", out / f"{name}.cdx.json", out / "SHA256SUMS"
-
-
-def _unproven(path: Path) -> Path:
-    """Where a stage's file waits for its proof."""
-    return path.with_name(f"{path.stem}.unproven.onnx")
-
-
-def _deploy(
-    recipe: Recipe,
-    taught: Path,
-    reference: NDArray[np.float32],
-    train_data: EcgData,
-    validation: EcgData,
-    fold: int,
-    out: Path,
-    report: Report,
-    say: Callable[[str], None],
-) -> None:
-    """Export, quantize, verify each, and measure both files."""
-    spec = load_network(taught)[0].spec
-    fp32, int8, sbom, checksums = _products(recipe, out)
-
-    def verify(stage: str, path: Path, before: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
-        unproven = _unproven(path)
-        logits = onnx_logits(Model.load(unproven, threads=2), validation)
-        comparison = compare(before, logits, validation, spec)
-        report.stages[stage] = {
-            **_file(unproven),
-            "parameters": spec.parameters,
-            "macs": spec.macs,
-            **comparison.as_dict(),
-            "passed": False,
-        }
-        check(comparison, stage, recipe.gate)
-        tuned(unproven, logits, validation, _figures(comparison, fold, len(validation)))
-        add_golden(unproven, train_data)
-        os.replace(unproven, path)
-        report.stages[stage] |= {**_file(path), "passed": True}
-        return logits
-
-    say("export")
-    export(taught, _unproven(fp32))
-    exported = verify("export", fp32, reference)
-    say("quantize")
-    how = recipe.quantize
-    quantize(fp32, _unproven(int8), train_data, method=how.method, records=how.records, seed=how.seed)
-    verify("quantize", int8, exported)
-    say("benchmark")
-    for stage, row in zip(("export", "quantize"), bench([fp32, int8], BenchConfig(), []), strict=True):
-        report.stages[stage] |= {key: row[key] for key in ("latency_ms", "machine")}
-    write_sbom(sbom, recipe.name, [fp32, int8])
-    write_checksums(checksums, [fp32, int8, sbom])

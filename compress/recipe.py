@@ -19,9 +19,13 @@ from compress.errors import RecipeError
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 Finite = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 # On a command line a list is what stands between commas.
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
+LIST = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+Names = Annotated[tuple[str, ...], LIST]
+Method = Literal["minmax", "percentile", "percentile-99.99", "percentile-99.9"]
+Target = Literal["onnxruntime", "tensorrt", "fp16"]
 
 
 class _Section(BaseModel):
@@ -36,39 +40,66 @@ class Student(_Section):
     epochs: Count = 30
     batch: Count = 64
     peak_rate: Positive = 3e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.02
+    weight_decay: Weight = 0.02
     seed: int = 1
 
 
 class Distill(_Section):
     """How the teacher's word and the labels are weighed.
 
-    The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus the contrastive task and the auxiliary
-    one (all SCP statements, a head that is dropped at export) with weights of their own.
+    The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus with weights of their own: how alike the
+    recordings of a batch are to the teacher, by its features and by the relations that its contrastive task found; the
+    contrastive task itself; and the auxiliary one (all SCP statements, a head that is dropped at export).
     """
 
     temperature: Positive = 2.0
     teacher_share: Share = 0.7
-    contrastive: Annotated[float, Field(ge=0.0)] = 0.05
-    auxiliary: Annotated[float, Field(ge=0.0)] = 0.0
+    features: Weight = 0.0
+    relations: Weight = 0.0
+    contrastive: Weight = 0.05
+    auxiliary: Weight = 0.0
+
+
+class Prune(_Section):
+    """Which share of the student's multiply-accumulates is taken out at least, and how long it recovers."""
+
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    epochs: Count = 4
+    peak_rate: Positive = 5e-4
 
 
 class Quantize(_Section):
-    """Static int8: how ranges are found, on how many recordings of the training folds."""
+    """Static int8: how ranges are found, on how many recordings of the training folds.
 
-    method: Literal["minmax", "entropy", "percentile"] = "percentile"
+    Of several methods the one is kept whose logits are nearest to the float ones on the calibration recordings.  Up to
+    `max_float_layers` layers, the most sensitive first, stay in float where the gate would refuse the model otherwise.
+    """
+
+    methods: Annotated[tuple[Method, ...], LIST, Field(min_length=1)] = ("percentile",)
     records: Annotated[int, Field(ge=16)] = 512
     seed: int = 1
+    max_float_layers: Annotated[int, Field(ge=0)] = 12
+
+
+class Qat(_Section):
+    """Quantization-aware training: when the student's weights are tuned with rounding in the loop, and for how long."""
+
+    when: Literal["never", "needed", "always"] = "needed"
+    epochs: Count = 2
+    peak_rate: Positive = 1e-4
 
 
 class Gate(_Section):
     """What a stage may cost at most, on the validation fold.
 
-    The first four hold for export and quantization (the label's limit so that no label pays for another one's gain),
-    the last two for the student against its teacher.
+    Of the errors of logits the first is the largest one, the others are means.  The next three hold for the files that
+    are made of the student (the label's limit so that no label pays for another one's gain), the last two for the
+    student against its teacher, and after pruning or training against the student before.
     """
 
     max_export_error: Finite = 1e-3
+    max_fp16_error: Finite = 0.01
+    max_int8_error: Finite = 0.25
     max_auc_drop: Finite = 0.003
     max_f1_drop: Finite = 0.005
     max_label_auc_drop: Finite = 0.01
@@ -77,13 +108,21 @@ class Gate(_Section):
 
 
 class Recipe(_Section):
-    """A whole recipe; `preset` names the training task whose recordings and folds are used."""
+    """A whole recipe.
+
+    Attributes:
+        preset: training task whose recordings and folds are used.
+        targets: files to make of the student: int8 for ONNX Runtime (always made), int8 for TensorRT, fp16.
+    """
 
     name: str
     preset: str = "ptbxl-super"
+    targets: Annotated[tuple[Target, ...], LIST] = ("onnxruntime",)
     student: Student
     distill: Distill = Distill()
+    prune: Prune = Prune()
     quantize: Quantize = Quantize()
+    qat: Qat = Qat()
     gate: Gate = Gate()
 
 

@@ -13,25 +13,36 @@ from __future__ import annotations
 import html
 import json
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError
-from runtime.bench import installed
+from runtime.machine import installed
 from runtime.session import write_atomically
-from train.report import PAGE_STYLE
-from train.svg import STYLE, Axis, Plot, number
+from runtime.svg import PAGE_STYLE, STYLE, Axis, Plot, number
 
 Fields = dict[str, Any]
 
-STAGES = {"teacher": "Teacher", "distill": "Student", "export": "fp32", "quantize": "int8"}
-BEFORE = {"distill": "teacher", "export": "distill", "quantize": "export"}
+STAGES = {
+    "teacher": "Teacher",
+    "distill": "Student",
+    "prune": "Pruned",
+    "qat": "Tuned",
+    "export": "fp32",
+    "quantize": "int8",
+    "tensorrt": "int8 TRT",
+    "fp16": "fp16",
+}
+CHECKPOINTS = ("teacher", "distill", "prune", "qat")
+MADE_OF_FP32 = ("quantize", "tensorrt", "fp16")
+SHOWN_LAYERS = 16
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "m2jlnet")
 MACRO = "macro"
 LEAST_SPAN = 0.02  # of an accuracy axis: differences that are noise should look like it
 
 # Of the bars, in pixels.
-NAME_WIDTH, BAR_WIDTH, FIGURES_WIDTH, BAR_HEIGHT, GAP = 62, 330, 108, 11, 11
+NAME_WIDTH, BAR_WIDTH, FIGURES_WIDTH, LEGEND_WIDTH, BAR_HEIGHT, GAP = 62, 330, 108, 74, 11, 11
 
 REPORT_STYLE = """
 .verdict { display: inline-block; margin-top: 14px; padding: 3px 12px; border-radius: 6px; font-weight: 600 }
@@ -50,10 +61,20 @@ dl div { display: flex; justify-content: space-between; gap: 16px; padding: 3px 
   border-bottom: 1px solid var(--rule) }
 dt { color: var(--soft) } dd { margin: 0; text-align: right }
 svg .teacher { fill: #b4bdc7 } svg .distill { fill: #86b0da }
+svg .prune { fill: #6d8fb0 } svg .qat { fill: #54759b }
 svg .export { fill: #2764a5 } svg .quantize { fill: #c4572c }
+svg .tensorrt { fill: #d99a3d } svg .fp16 { fill: #4d8f6a }
 svg .limit { stroke: #1d2630; stroke-width: 1.4 } svg text.label { font-size: 12px; font-weight: 600; fill: #1d2630 }
 svg text.beyond { fill: #a6301d; font-weight: 600 }
 """
+
+
+def _before(stage: str, there: Collection[str]) -> str:
+    """The stage against which one is judged, "" for the teacher."""
+    if stage in MADE_OF_FP32:
+        return "export"
+    earlier = CHECKPOINTS[: CHECKPOINTS.index(stage)] if stage in CHECKPOINTS else CHECKPOINTS
+    return next((name for name in reversed(earlier) if name in there), "")
 
 
 def versions() -> dict[str, str | None]:
@@ -141,8 +162,8 @@ def _page(fields: Fields) -> str:
         (
             "pareto",
             "Accuracy, size and latency",
-            "Up and to the left is better; the dashed line joins what nothing else beats in both. The teacher has no "
-            "latency: it is not exported.",
+            "Up and to the left is better; the dashed line joins what nothing else beats in both. Latency is of one "
+            "window on one thread, ONNX Runtime.",
             _pareto(fields),
         ),
         ("stages", "Stages", "Each against the stage before it, on the validation fold.", _stage_table(fields)),
@@ -153,6 +174,9 @@ def _page(fields: Fields) -> str:
             "against the stage before. A black mark is the gate's limit: a bar that ends before it does not pass.",
             f'<div class="pictures bars">{_bars(fields, "auc", "AUC", 0.5)}{_bars(fields, "f1", "F1", 0.0)}</div>',
         ),
+        *_sensitivity(fields["stages"]),
+        *_build(fields.get("build", {})),
+        *_test(fields.get("test", {})),
         ("recipe", "Recipe", "As it was followed, overrides and defaults included.", _recipe(fields["recipe"])),
         ("origin", "Files and versions", "", _origin(fields)),
     )
@@ -186,7 +210,7 @@ def _change(drop: float | None) -> str:
 
 def _tiles(stages: dict[str, Fields]) -> str:
     """The smallest model that there is, in large figures."""
-    stage = next((key for key in reversed(STAGES) if key in stages), "teacher")
+    stage = next((key for key in ("quantize", *reversed(CHECKPOINTS)) if key in stages), "teacher")
     row, first = stages[stage], stages["teacher"]
     latency = row.get("latency_ms", {}).get("p50")
     shown = [
@@ -195,8 +219,8 @@ def _tiles(stages: dict[str, Fields]) -> str:
         ("Size", f"{row['file_kb']:,.0f} KB", f"teacher {first['file_kb']:,.0f} KB"),
     ]
     if latency is not None:
-        machine = row["machine"]
-        shown.append(("Latency, p50", f"{latency:.2f} ms", f"1 thread, {machine['cpu']}"))
+        whose = row["machine"]
+        shown.append(("Latency, p50", f"{latency:.2f} ms", f"1 thread, {whose['cpu']}"))
     tiles = (
         f'<div class="tile">{STAGES[stage]}: {what}<b>{value}</b><span>{_e(says)}</span></div>'
         for what, value, says in shown
@@ -212,12 +236,9 @@ def _pareto(fields: Fields) -> str:
             for stage, title in STAGES.items():
                 row = fields["stages"].get(stage, {})
                 cost = row.get("file_kb") if what == "size" else row.get("latency_ms", {}).get("p50")
-                # The student's checkpoint is the fp32 model in another format.
-                if (
-                    not (stage == "distill" and "export" in fields["stages"])
-                    and cost is not None
-                    and row.get(key) is not None
-                ):
+                # A student's checkpoint is the fp32 model in another format.
+                repeated = stage in CHECKPOINTS[1:] and "export" in fields["stages"]
+                if not repeated and cost is not None and row.get(key) is not None:
                     points.append((cost, row[key], title))
             if points:
                 pictures.append(_plane(sorted(points), name, f"{what}, {unit}"))
@@ -272,9 +293,10 @@ def _stage_table(fields: Fields) -> str:
 
 def _limit(stage: str, label: str, key: str, gate: dict[str, float]) -> float | None:
     """By how much a stage's figure may fall, None where the gate does not say."""
+    trained = stage in CHECKPOINTS
     if label == MACRO:
-        return gate[f"max_distill_{key}_drop" if stage == "distill" else f"max_{key}_drop"]
-    return gate["max_label_auc_drop"] if key == "auc" and stage in ("export", "quantize") else None
+        return gate[f"max_distill_{key}_drop" if trained else f"max_{key}_drop"]
+    return gate["max_label_auc_drop"] if key == "auc" and not trained else None
 
 
 def _bars(fields: Fields, key: str, name: str, low: float) -> str:
@@ -290,7 +312,7 @@ def _bars(fields: Fields, key: str, name: str, low: float) -> str:
     bottom = top + len(labels) * group
     parts = [f'<text class="title" x="0" y="12">{name}</text>']
     for k, stage in enumerate(stages):
-        at = NAME_WIDTH + k * 74
+        at = NAME_WIDTH + k * LEGEND_WIDTH
         parts.append(f'<rect class="{stage}" x="{at}" y="3" width="10" height="10"/>')
         parts.append(f'<text x="{at + 15}" y="12">{STAGES[stage]}</text>')
     for tick in (low + (1.0 - low) * k / 5 for k in range(6)):
@@ -302,7 +324,7 @@ def _bars(fields: Fields, key: str, name: str, low: float) -> str:
         parts.append(f'<text class="label end" x="{NAME_WIDTH - 8}" y="{number(middle)}">{_e(label)}</text>')
         figures = {s: row[f"macro_{key}"] if label == MACRO else row[key][label] for s, row in stages.items()}
         for stage, value in figures.items():
-            before, limit = figures.get(BEFORE.get(stage, "")), _limit(stage, label, key, gate)
+            before, limit = figures.get(_before(stage, figures)), _limit(stage, label, key, gate)
             drops = stages[stage].get(f"{key}_drop", {}) | {MACRO: stages[stage].get(f"macro_{key}_drop")}
             drop = drops.get(label)
             least = None if before is None or limit is None else before - limit
@@ -321,6 +343,74 @@ def _bars(fields: Fields, key: str, name: str, low: float) -> str:
     width = NAME_WIDTH + BAR_WIDTH + FIGURES_WIDTH
     about = f"{name} of each label after each stage"
     return f'<svg viewBox="0 0 {width} {bottom}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+
+
+def _sensitivity(stages: dict[str, Fields]) -> list[tuple[str, str, str, str]]:
+    """The section on what int8 costs each layer, where there is such a stage."""
+    parts = []
+    for stage in ("quantize", "tensorrt"):
+        row = stages.get(stage, {})
+        costs = row.get("sensitivity")
+        if not costs:
+            continue
+        floats = row["layers_in_float"]
+        says = f"Left in float: {', '.join(map(_e, floats))}." if floats else "No layer had to be left in float."
+        tried = ", ".join(f"{_e(name)} {_figure(error)}" for name, error in row["methods"].items())
+        body = "".join(
+            f"<tr><th>{_e(cost['layer'])}</th><td class='name'>{_e(cost['op'])}</td>"
+            f"<td>{_figure(cost['error'])}</td></tr>"
+            for cost in costs[:SHOWN_LAYERS]
+        )
+        parts.append(
+            f"<h3>{STAGES[stage]}</h3><p>{says} Ranges by {_e(row['method'])}; error of the logits by each method "
+            f"that was tried: {tried}.</p>"
+            '<div class="wide"><table class="labels"><thead><tr><th>Layer</th><th class="name">Operator</th>'
+            f"<th>Error</th></tr></thead><tbody>{body}</tbody></table></div>"
+        )
+    if not parts:
+        return []
+    about = (
+        f"The {SHOWN_LAYERS} most sensitive layers: root mean square error of the logits on calibration recordings "
+        "where the layer alone is quantized."
+    )
+    return [("sensitivity", "Sensitivity", about, "".join(parts))]
+
+
+def _build(build: Fields) -> list[tuple[str, str, str, str]]:
+    """The section on what TensorRT made of its file, where there is one."""
+    if not build:
+        return []
+    if "left_out" in build:
+        return [("build", "TensorRT", f"No engine was built: {_e(build['left_out'])}.", "")]
+    says = (
+        f"{_e(build['tensorrt'])} took all {build['nodes']} nodes and built an engine of {build['engine_kb']:,.0f} KB, "
+        f"{_e(build['target'])}."
+    )
+    return [("build", "TensorRT", says, "")]
+
+
+def _test(test: dict[str, Fields]) -> list[tuple[str, str, str, str]]:
+    """The section on the folds that took no part in any decision, where they were scored."""
+    if not test:
+        return []
+    first = next(iter(test.values()))
+    rows = []
+    for stage, row in test.items():
+        intervals = [row["ci95"][key] for key in ("macro_auc", "macro_f1")]
+        cells = [
+            f"{_figure(row[key])}<small>{'-' if ends is None else f'{ends[0]:.4f}-{ends[1]:.4f}'}</small>"
+            for key, ends in zip(("macro_auc", "macro_f1"), intervals, strict=True)
+        ]
+        cells += [_figure(figures["auc"]) for figures in row["per_label"].values()]
+        rows.append(f"<tr><th>{STAGES[stage]}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    names = ("Macro-AUC", "Macro-F1", *(f"AUC {_e(label)}" for label in first["per_label"]))
+    head = "".join(f"<th>{name}</th>" for name in names)
+    about = (
+        f"{_e(first['data'])}, fold {_e(first['fold'])}, {first['records']} records, at the files' own thresholds "
+        f"({_e(first['thresholds_from'])}); 95 % intervals by bootstrap. No decision was made by these figures."
+    )
+    table = f'<div class="wide"><table class="labels"><thead><tr><th>Stage</th>{head}</tr></thead>'
+    return [("test", "Test", about, f"{table}<tbody>{''.join(rows)}</tbody></table></div>")]
 
 
 def _recipe(recipe: Fields) -> str:

@@ -1,7 +1,7 @@
 """Is it still the same model?  Logits against the stage before, and what the task lost, on real windows.
 
     comparison = compare(reference, candidate, data)
-    check(comparison, stage="quantize", gate=recipe.gate)         # raises GateFailed
+    check(comparison, "quantize", recipe.gate, "int8")            # raises GateFailed
 
 Judged on the validation fold: the test fold takes no part in any decision.
 """
@@ -34,6 +34,7 @@ class Comparison:
         auc, f1: per label (labels,), of the candidate.
         auc_drop, f1_drop: per label, reference minus candidate.
         changed: decisions (records x labels) on which the two differ.
+        farthest: the label whose logits differ most, on average.
     """
 
     labels: tuple[str, ...]
@@ -44,6 +45,7 @@ class Comparison:
     auc_drop: NDArray[np.float64]
     f1_drop: NDArray[np.float64]
     changed: int = 0
+    farthest: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -84,34 +86,56 @@ def compare(
         auc_of[0] - auc_of[1],
         f1_of[0] - f1_of[1],
         int((decisions[0] != decisions[1]).sum()),
+        spec.labels[int(np.argmax(np.nan_to_num(error.mean(axis=0), nan=np.inf)))],
     )
 
 
-def check(comparison: Comparison, stage: str, gate: Gate) -> None:
+TRAINED = ("distill", "prune", "qat")  # stages after which other logits are the point
+
+
+def check(comparison: Comparison, stage: str, gate: Gate, precision: str) -> None:
     """Refuse a stage's result that lost too much.
+
+    Args:
+        precision: of the candidate, which says how far its logits may be off.
 
     Raises:
         GateFailed: names the stage, the figure, its limit and the label that lost most.
     """
-    # A NaN must not pass: every comparison with it is false.
-    if stage == "export" and not comparison.max_error <= gate.max_export_error:
-        raise GateFailed(
-            f"export: logits differ by up to {comparison.max_error:.2g} from the checkpoint's, "
-            f"more than {gate.max_export_error:g}"
-        )
-    student = stage == "distill"
+    trained = stage in TRAINED
+    if not trained and precision == "fp32":
+        _check_same(comparison, stage, gate)
     for figure, drop, limit in (
-        ("macro-AUC", comparison.auc_drop, gate.max_distill_auc_drop if student else gate.max_auc_drop),
-        ("macro-F1", comparison.f1_drop, gate.max_distill_f1_drop if student else gate.max_f1_drop),
+        ("macro-AUC", comparison.auc_drop, gate.max_distill_auc_drop if trained else gate.max_auc_drop),
+        ("macro-F1", comparison.f1_drop, gate.max_distill_f1_drop if trained else gate.max_f1_drop),
     ):
+        # A NaN must not pass: every comparison with it is false.
         if not float(drop.mean()) <= limit:
             worst = int(np.nanargmax(np.where(np.isnan(drop), np.inf, drop)))
             raise GateFailed(
                 f"{stage}: {figure} fell by {drop.mean():.4f}, more than {limit:g}; "
                 f"most on {comparison.labels[worst]} ({drop[worst]:.4f})"
             )
-    if student:
+    if trained:
         return
     for label, fell in zip(comparison.labels, comparison.auc_drop, strict=True):
         if not fell <= gate.max_label_auc_drop:
             raise GateFailed(f"{stage}: the AUC of {label} fell by {fell:.4f}, more than {gate.max_label_auc_drop:g}")
+    if precision != "fp32":
+        _check_near(comparison, stage, gate.max_fp16_error if precision == "fp16" else gate.max_int8_error)
+
+
+def _check_same(comparison: Comparison, stage: str, gate: Gate) -> None:
+    if not comparison.max_error <= gate.max_export_error:
+        raise GateFailed(
+            f"{stage}: logits differ by up to {comparison.max_error:.2g} from those of the stage before, "
+            f"more than {gate.max_export_error:g}; most on {comparison.farthest}"
+        )
+
+
+def _check_near(comparison: Comparison, stage: str, limit: float) -> None:
+    if not comparison.mean_error <= limit:
+        raise GateFailed(
+            f"{stage}: logits differ by {comparison.mean_error:.2g} on average from those of the stage before, "
+            f"more than {limit:g}; most on {comparison.farthest}"
+        )

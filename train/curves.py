@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 from runtime.session import write_atomically
-from train.svg import SERIES, STYLE, Axis, Plot, Series
+from runtime.svg import SERIES, STYLE, Axis, Plot, Series
 
 WIDTH, HEIGHT = 420, 280  # of each of both plots
 

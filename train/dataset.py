@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +44,7 @@ Progress = Callable[[int, int], None]
 
 SUFFIXES = (".hea", ".dat", ".mat")  # of the files that make a recording
 FORMAT = 3  # of the cache's files; another number makes all caches anew
+CONTENT_STEP = 997  # samples between those that `content_hash` reads: a file that changes does so in many places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +113,23 @@ def mean_by_record(values: Float32Array, rows: Int64Array, records: int) -> Floa
     sums = np.zeros((records, values.shape[1]))
     np.add.at(sums, rows, values)
     return (sums / np.bincount(rows, minlength=records)[:, None]).astype(np.float32)
+
+
+def content_hash(spec: ModelSpec, parts: Iterable[EcgData], noise: Float32Array | None = None) -> str:
+    """Hash of what decides a run beside its settings: a run that is resumed must not change its recordings midway.
+
+    Args:
+        parts: the recordings, those to learn from and those to choose on.
+        noise: (channels, samples) mV of recorded noise, where there is some.
+    """
+    digest = hashlib.sha256(spec.signal_key().encode())
+    for part in parts:
+        for array in (part.record, part.first, part.length, part.targets, part.statements):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(part.samples[::CONTENT_STEP].tobytes())
+    if noise is not None:
+        digest.update(noise.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class MissingLeadError(DataError):

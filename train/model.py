@@ -14,6 +14,7 @@ Waveforms are carried as (batch, channels, 1, time): a 2-D convolution with a ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +47,8 @@ class NetConfig:
         dropout: on the pooled features, while training.
         drop_path: probability that a sample skips the last residual block, while training; it rises linearly from the
             first block (stochastic depth, Huang et al., ECCV 2016).
+        time_inner, spectrum_inner: channels between the two convolutions of each block of a branch, in order, where a
+            network was pruned; without them a block is as wide inside as it is outside.
     """
 
     time_channels: tuple[int, int, int, int]
@@ -59,12 +62,17 @@ class NetConfig:
     auxiliary: int = 0
     dropout: float = 0.2
     drop_path: float = 0.0
+    time_inner: tuple[int, ...] = ()
+    spectrum_inner: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.use_waveform or self.use_spectrogram):
             raise ValueError("a network needs at least one of its two branches")
         if self.use_csca and not (self.use_waveform and self.use_spectrogram):
             raise ValueError("CSCA couples two branches; with one branch set use_csca=False")
+        for inner, blocks in ((self.time_inner, self.time_blocks), (self.spectrum_inner, self.spectrum_blocks)):
+            if inner and (len(inner) != sum(blocks) or min(inner) < 1):
+                raise ValueError(f"{len(inner)} inner widths {inner} for {sum(blocks)} blocks, or one of them below 1")
 
 
 NETS = {
@@ -80,11 +88,13 @@ class Output(NamedTuple):
 
     Attributes:
         logits: (batch, labels).
+        features: (batch, width), pooled from both branches: what the head reads, before dropout.
         projections: per branch (batch, PROJECTION).
         auxiliary: (batch, auxiliary labels), where the network has that head.
     """
 
     logits: Tensor
+    features: Tensor
     projections: tuple[Tensor, ...]
     auxiliary: Tensor | None = None
 
@@ -92,18 +102,26 @@ class Output(NamedTuple):
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm around a skip; `stride` acts in the first one and in the skip.
 
-    While training, each sample leaves the convolutions out with probability `drop`.
+    Between the two there are `inner` channels, as many as `outputs` unless told otherwise.  While training, each
+    sample leaves the convolutions out with probability `drop`.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], drop: float = 0.0
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        drop: float = 0.0,
+        inner: int | None = None,
     ) -> None:
         super().__init__()
+        inner = inner or outputs
         self.drop = drop
         padding = (kernel[0] // 2, kernel[1] // 2)
-        self.first = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.second = nn.Conv2d(outputs, outputs, kernel, 1, padding, bias=False)
+        self.first = nn.Conv2d(inputs, inner, kernel, stride, padding, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.second = nn.Conv2d(inner, outputs, kernel, 1, padding, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.skip: nn.Module = nn.Identity()
         if stride != (1, 1) or inputs != outputs:
@@ -127,10 +145,12 @@ def _branch(
     kernel: tuple[int, int],
     strides: tuple[tuple[int, int], ...],
     drop_path: float,
+    inner: tuple[int, ...],
 ) -> nn.ModuleList:
     """A stem and three stages, as four modules to be run in turn."""
     (stem_kernel, stem_stride) = stem
     drops = iter(torch.linspace(0.0, drop_path, sum(blocks)).tolist())
+    inners: Iterator[int | None] = iter(inner or [None] * sum(blocks))
     padding = (stem_kernel[0] // 2, stem_kernel[1] // 2)
     modules: list[nn.Module] = [
         nn.Sequential(
@@ -141,8 +161,10 @@ def _branch(
     ]
     for stage in range(3):
         width = channels[stage + 1]
-        layers = [ResidualBlock(channels[stage], width, kernel, strides[stage], next(drops))]
-        layers += [ResidualBlock(width, width, kernel, (1, 1), next(drops)) for _ in range(blocks[stage] - 1)]
+        layers = [ResidualBlock(channels[stage], width, kernel, strides[stage], next(drops), next(inners))]
+        layers += [
+            ResidualBlock(width, width, kernel, (1, 1), next(drops), next(inners)) for _ in range(blocks[stage] - 1)
+        ]
         modules.append(nn.Sequential(*layers))
     return nn.ModuleList(modules)
 
@@ -209,6 +231,7 @@ class M2JLNet(nn.Module):
                 KERNEL_TIME,
                 strides,
                 config.drop_path,
+                config.time_inner,
             )
             widths["waveform"] = config.time_channels
             grids["waveform"] = _grids(-(-spec.window_samples // stride), stride / spec.rate_hz, 0.0, strides)
@@ -222,6 +245,7 @@ class M2JLNet(nn.Module):
                 KERNEL_SPECTRUM,
                 strides,
                 config.drop_path,
+                config.spectrum_inner,
             )
             widths["spectrogram"] = config.spectrum_channels
             step_s, first_s = spec.frame_hop_samples / spec.rate_hz, spec.frame_samples / 2 / spec.rate_hz
@@ -266,11 +290,12 @@ class M2JLNet(nn.Module):
         }
 
     def forward_all(self, ecg: Tensor, spectrogram: Tensor) -> Output:
-        """All that training needs: logits, the projections of the contrastive task, the auxiliary head's logits."""
+        """All that training needs: logits, features, the contrastive task's projections, the auxiliary logits."""
         features = self.features(ecg, spectrogram)
         projections = tuple(self.projectors[name](x) for name, x in features.items())
-        joined = self.dropout(torch.cat(list(features.values()), dim=1))
-        return Output(self.head(joined), projections, None if self.auxiliary is None else self.auxiliary(joined))
+        joined = torch.cat(list(features.values()), dim=1)
+        read = self.dropout(joined)
+        return Output(self.head(read), joined, projections, None if self.auxiliary is None else self.auxiliary(read))
 
     def forward(self, ecg: Tensor, spectrogram: Tensor) -> Tensor:
         """`ecg` (batch, leads, samples) and `spectrogram` (batch, leads, bins, frames) -> logits (batch, labels)."""
@@ -319,7 +344,9 @@ def count_macs(net: M2JLNet) -> int:
     net.eval()
     try:
         with torch.no_grad():
-            net(
+            # Of a network that runs otherwise while it is tuned (`compress.qat`) the plain pass counts.
+            M2JLNet.forward(
+                net,
                 torch.zeros(1, len(spec.leads), spec.window_samples, device=device),
                 torch.zeros(1, len(spec.leads), spec.bins, spec.frames, device=device),
             )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from train.losses import Positives, supervised_contrastive
 from train.model import Output
@@ -86,37 +86,95 @@ class MultiTask(Objective):
         return parts
 
 
+def similarities(vectors: Tensor) -> Tensor:
+    """How alike the rows of a batch (rows, width) are to each other: (rows, rows), in float32 whatever their precision.
+
+    Cosines, each row of them scaled to length 1.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = normalize(vectors.float(), dim=1)
+        return normalize(unit @ unit.T, dim=1)
+
+
+def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of both sides' `similarities`, a mean over rows; 0 to 4 whatever the size of the batch.
+
+    The vectors of the two may be of different widths.
+
+    Tung and Mori, "Similarity-Preserving Knowledge Distillation" (ICCV 2019); on vectors of length 1, as the angles in
+    Park et al., "Relational Knowledge Distillation" (CVPR 2019).
+    """
+    return (similarities(student) - similarities(teacher).detach()).square().sum(dim=1).mean()
+
+
 class Distillation(Objective):
     """What a teacher says of each recording, beside the labels and the other tasks of `MultiTask`.
 
     Soft targets follow Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), carried over to several
     labels: both sides' logits are divided by the temperature, each label is a binary cross-entropy, and the factor T²
-    keeps the gradient's size.
+    keeps the gradient's size.  Two recordings of a batch are moreover to be as alike to the student as they are to the
+    teacher, by the features that the head reads and by the projections of the contrastive task (`similarity_distance`).
 
     Args:
         tasks: the labels, and what else is learned beside them.
         teacher_logits: (records, labels), the mean over the teachers where there are several.
         temperature: of the soft targets.
         teacher_share: weight of the soft targets; the labels get the rest.
+        features: (records, width) of the teacher, for a weight above 0; so too
+        projections: (records, branches, PROJECTION), on the student's branches in their order.
+        feature_weight, relation_weight: of the distances by features and by projections.  Their values are small (the
+            entries of a row have a mean square of one over the batch): Tung and Mori's weight is 3000.
     """
 
     soft: Tensor
+    features: Tensor
+    projections: Tensor
 
     def __init__(
-        self, tasks: MultiTask, teacher_logits: NDArray[np.float32], *, temperature: float, teacher_share: float
+        self,
+        tasks: MultiTask,
+        teacher_logits: NDArray[np.float32],
+        *,
+        temperature: float,
+        teacher_share: float,
+        features: NDArray[np.float16] | None = None,
+        projections: NDArray[np.float16] | None = None,
+        feature_weight: float = 0.0,
+        relation_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.tasks = tasks
         self.register_buffer("soft", torch.sigmoid(torch.from_numpy(teacher_logits) / temperature))
         self._temperature, self._share = temperature, teacher_share
+        self._feature_weight, self._relation_weight = feature_weight, relation_weight
+        for name, weight, kept in (
+            ("features", feature_weight, features),
+            ("projections", relation_weight, projections),
+        ):
+            if weight:
+                if kept is None:
+                    raise ValueError(f"the teacher's {name} are to weigh {weight}, but are not there")
+                self.register_buffer(name, torch.from_numpy(kept))
 
     def wanted(self, rows: Tensor) -> Parts:
         """See `Objective`."""
-        return {**self.tasks.wanted(rows), "soft": self.soft[rows]}
+        wanted = {**self.tasks.wanted(rows), "soft": self.soft[rows]}
+        if self._feature_weight:
+            wanted["features"] = self.features[rows].float()
+        if self._relation_weight:
+            wanted["projections"] = self.projections[rows].float()
+        return wanted
 
     def forward(self, output: Output, wanted: Parts) -> Parts:
         """See `Objective`."""
         soft = binary_cross_entropy_with_logits(output.logits / self._temperature, wanted["soft"])
         parts = self.tasks(output, wanted)
         labels = (1 - self._share) * parts.pop("classify")
-        return {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
+        parts = {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
+        if self._feature_weight:
+            parts["features"] = self._feature_weight * similarity_distance(output.features, wanted["features"])
+        if self._relation_weight:
+            pairs = zip(output.projections, wanted["projections"].unbind(1), strict=True)
+            views = torch.stack([similarity_distance(own, its) for own, its in pairs])
+            parts["relations"] = self._relation_weight * views.mean()
+        return parts

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from runtime.session import write_atomically
 from runtime.spec import LEADS_12
+from runtime.svg import PAGE_STYLE, STYLE, Axis, Plot
 from train.errors import DataError
 from train.evaluate import Scored
 from train.metrics import Confusion, Reliability, average_precision, brier, precision_recall_points, roc_points
-from train.svg import STYLE, Axis, Plot
 
 WORST = 2  # false positives, and misses, drawn per label
 UNIT = Axis(0.0, 1.0, (0.0, 0.5, 1.0))
@@ -34,36 +34,7 @@ MM_PER_S, MM_PER_MV, ROW_MM, PULSE_MM, PER_MM = 25, 10, 20, 10, 20
 STRIP_S = 10.0
 STRIP_HZ = 250  # more samples a second than this no eye tells apart at 25 mm/s
 
-PAGE_STYLE = """
-:root { color-scheme: light; --ink: #1d2630; --soft: #5b6673; --rule: #e2e6ea }
-* { box-sizing: border-box; print-color-adjust: exact; -webkit-print-color-adjust: exact }
-body { margin: 0; color: var(--ink); background: #fff;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
-  font-variant-numeric: tabular-nums }
-main { max-width: 1160px; margin: 0 auto; padding: 36px 28px 64px }
-h1 { font-size: 26px; font-weight: 650; letter-spacing: -.01em; margin: 0 0 4px; overflow-wrap: anywhere }
-h2 { font-size: 18px; font-weight: 650; margin: 52px 0 4px; padding-top: 14px; border-top: 1px solid var(--rule) }
-h3 { font-size: 15px; font-weight: 650; margin: 28px 0 8px }
-p { margin: 0 0 14px; color: var(--soft); max-width: 110ch }
-code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace }
-nav { margin: 16px 0 0; display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px }
-a { color: #2764a5; text-decoration: none } a:hover { text-decoration: underline }
-.about { margin: 0; color: var(--soft); max-width: none }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 28px }
-.tile { border: 1px solid var(--rule); border-radius: 8px; padding: 12px 20px 14px; min-width: 200px }
-.tile b { display: block; font-size: 30px; font-weight: 600; line-height: 1.25; letter-spacing: -.02em }
-.tile span { color: var(--soft); font-size: 13px }
-table.labels { border-collapse: collapse; width: 100%; margin-top: 12px; font-size: 14px }
-table.labels th { font-weight: 600; color: var(--soft); font-size: 13px; text-align: right; vertical-align: bottom }
-table.labels th, table.labels td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--rule) }
-table.labels th:first-child { text-align: left; padding-left: 0 }
-table.labels tbody th { color: var(--ink); font-size: 14px }
-.wide { overflow-x: auto }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(196px, 1fr)); gap: 18px 16px; margin-top: 8px }
-figure { margin: 0; break-inside: avoid; min-width: 0 }
-.grid h3 { margin: 0 0 2px; overflow-wrap: anywhere }
-.grid svg { display: block; width: 100%; height: auto }
-.grid figcaption { font-size: 12px; color: var(--soft); padding-left: 15% }
+REPORT_STYLE = """
 table.confusion { border-collapse: separate; border-spacing: 3px; width: 100%; table-layout: fixed; font-size: 12px }
 table.confusion th { font-weight: 400; color: var(--soft); text-align: center; padding: 0 2px }
 table.confusion tbody th { text-align: right; width: 30% }
@@ -77,13 +48,9 @@ table.confusion small { display: block; font-size: 11px; font-weight: 400 }
 svg .trace { fill: none; stroke: #1b1b1f; stroke-width: 5; stroke-linejoin: round }
 svg text.lead, svg text.scale { stroke: #fffdfc; stroke-width: 14 }
 svg text.lead { font-size: 58px; font-weight: 600; fill: #1b1b1f } svg text.scale { font-size: 48px; fill: #8c5a52 }
-@page { size: A4 landscape; margin: 10mm }
 @media print {
-  main { max-width: none; padding: 0 } nav { display: none } body { font-size: 12px }
-  h2, h2 + p, h3 { break-after: avoid } h2 { margin-top: 28px } h3 { margin: 0 0 4px }
-  p { break-inside: avoid } #errors { break-before: page }
-  .strip { margin-bottom: 8px } .strip figcaption { margin-bottom: 2px; font-size: 11px }
-  .strip svg { width: 260mm } .grid { grid-template-columns: repeat(5, 1fr) } a { color: inherit }
+  #errors { break-before: page } .grid { grid-template-columns: repeat(5, 1fr) }
+  .strip { margin-bottom: 8px } .strip figcaption { margin-bottom: 2px; font-size: 11px } .strip svg { width: 260mm }
 }
 """
 
@@ -167,7 +134,7 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_e(spec.name)}, {_e(figures['data'])} {scored.where}</title>"
-        f"<style>{PAGE_STYLE}{STYLE}</style></head><body>"
+        f"<style>{PAGE_STYLE}{STYLE}{REPORT_STYLE}</style></head><body>"
         f'{PAPER}<main><header><h1>{_e(spec.name)}</h1><p class="about">{about}</p><nav>{links}</nav></header>'
         f"{_tiles(figures)}{body}</main>\n"
         f'<script type="application/json" id="figures">{data}</script></body></html>\n'

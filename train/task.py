@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -27,17 +27,16 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from train import checkpoint
-from train.dataset import EcgData, load_table
+from train.dataset import EcgData, content_hash, load_table
 from train.errors import CheckpointError, DataError
 from train.model import M2JLNet
 from train.noise import load_noise
 from train.objectives import Distillation, MultiTask, Objective
 from train.presets import Preset
 from train.table import open_table
-from train.trainer import FitResult, Hooks, fit, make_fabric, predict, tells_epochs_apart
+from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
-CONTENT_STEP = 997  # samples between those that are hashed: a file that changes does so in many places
 SEED_STEP = 10  # between the networks of two repeats of one fold
 
 Progress = Callable[[int, int], None]
@@ -119,20 +118,8 @@ def _info(task: Task) -> dict[str, Any]:
         "train_folds": list(preset.train_folds),
         "validation_fold": preset.validation_fold,
         "records": len(task.train),
-        "content": _content(task),
+        "content": content_hash(preset.spec, (task.train, task.validation), task.noise),
     }
-
-
-def _content(task: Task) -> str:
-    """Hash of what decides a run beside its settings: a run that is resumed must not change its recordings midway."""
-    digest = hashlib.sha256(task.preset.spec.signal_key().encode())
-    for part in (task.train, task.validation):
-        for array in (part.record, part.first, part.length, part.targets, part.statements):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(part.samples[::CONTENT_STEP].tobytes())
-    if task.noise is not None:
-        digest.update(task.noise.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _tasks(preset: Preset, data: EcgData) -> MultiTask:
@@ -226,30 +213,65 @@ def cross_fit(
             fabric=fabric,
             noise=task.noise,
         )
-        total[held] += kept_logits(result.best, _take(data, held), result.best.parent, fabric.device)
+        total[held] += kept_outputs(result.best, _take(data, held), result.best.parent, fabric.device).logits
     return total / np.float32(repeats)
 
 
-def kept_logits(path: Path, data: EcgData, folder: Path, device: torch.device | None = None) -> NDArray[np.float32]:
-    """A checkpoint's logits (records, labels), from `folder` if they were computed before.
+class Heard(NamedTuple):
+    """What a network says of recordings.
+
+    Attributes:
+        logits: (records, labels).
+        features: (records, width) float16; see `train.model.Output`.
+        projections: (records, branches, PROJECTION) float16.
+    """
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float16] | None = None
+    projections: NDArray[np.float16] | None = None
+
+
+def kept_outputs(
+    path: Path, data: EcgData, folder: Path, device: torch.device | None = None, *, vectors: bool = False
+) -> Heard:
+    """What a checkpoint says of recordings, from `folder` if it was asked before.
+
+    Logits are in ``logits-*.npy``; features and projections, where `vectors` asks for them, in ``teacher-*.npz``.
 
     Raises:
-        CheckpointError: the checkpoint cannot be used, or the logits cannot be written.
+        CheckpointError: the checkpoint cannot be used, or its outputs cannot be written.
     """
     digest = hashlib.sha256(path.read_bytes())
     digest.update(data.record.tobytes())
-    file = folder / f"logits-{digest.hexdigest()[:16]}.npy"
-    if file.is_file():
-        kept: NDArray[np.float32] = np.load(file)
-        return kept
-    logits = predict(checkpoint.load_network(path)[0].to(device or "cpu"), data)
+    key = digest.hexdigest()[:16]
+    logits_file, vectors_file = folder / f"logits-{key}.npy", folder / f"teacher-{key}.npz"
+    if vectors and not vectors_file.is_file():
+        logits, features, *projections = predict_all(_network(path, device), data)
+        half, views = features.astype(np.float16), np.stack(projections, axis=1).astype(np.float16)
+        _write(vectors_file, lambda stream: np.savez(stream, features=half, projections=views))
+        _write(logits_file, lambda stream: np.save(stream, logits))
+    elif not logits_file.is_file():
+        logits = predict(_network(path, device), data)
+        _write(logits_file, lambda stream: np.save(stream, logits))
+    # Read back, so that a run's first start hears what its resumption will.
+    if not vectors:
+        return Heard(np.load(logits_file))
+    with np.load(vectors_file) as kept:
+        return Heard(np.load(logits_file), kept["features"], kept["projections"])
+
+
+def _network(path: Path, device: torch.device | None) -> M2JLNet:
+    return checkpoint.load_network(path)[0].to(device or "cpu")
+
+
+def _write(file: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file beside, then put it in its place."""
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            np.save(stream, logits)
+            fill(stream)
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {file}: {error}") from error
-    return logits

@@ -141,9 +141,27 @@ def update_average(average: M2JLNet, net: M2JLNet, step: int, decay: float) -> N
             kept.copy_(current)
 
 
-@torch.no_grad()
 def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32]:
     """Logits (records, labels) in eval mode, on the network's device: the mean over each record's windows."""
+    return _predict(net, data, net, batch)
+
+
+def predict_all(net: M2JLNet, data: EcgData, batch: int = 256) -> tuple[NDArray[np.float32], ...]:
+    """Logits, features and each branch's projections, (records, ...) each, as `predict` gives logits."""
+    widths: list[int] = []
+
+    def joined(ecg: Tensor, spectrogram: Tensor) -> Tensor:
+        output = net.forward_all(ecg, spectrogram)
+        parts = (output.logits, output.features, *output.projections)
+        widths[:] = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    means = _predict(net, data, joined, batch)
+    return tuple(np.split(means, np.cumsum(widths)[:-1], axis=1))
+
+
+@torch.no_grad()
+def _predict(net: M2JLNet, data: EcgData, call: Callable[[Tensor, Tensor], Tensor], batch: int) -> NDArray[np.float32]:
     training, device = net.training, net.head.weight.device
     front_end = FrontEnd(net.spec).to(device)
     net.eval()
@@ -152,7 +170,7 @@ def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32
     for first in range(0, len(rows), batch):
         part = slice(first, first + batch)
         ecg, spectrogram = front_end(torch.from_numpy(data.windows(rows[part], starts[part])).to(device))
-        parts.append(net(ecg, spectrogram).cpu().numpy())
+        parts.append(call(ecg, spectrogram).cpu().numpy())
     net.train(training)
     return mean_by_record(np.concatenate(parts), rows, len(data))
 
@@ -214,7 +232,8 @@ def _gather(fabric: Fabric, output: Output, wanted: Parts) -> tuple[Output, Part
         return gathered.flatten(0, 1)
 
     auxiliary = None if output.auxiliary is None else whole(output.auxiliary)
-    gathered = Output(whole(output.logits), tuple(whole(x) for x in output.projections), auxiliary)
+    projections = tuple(whole(x) for x in output.projections)
+    gathered = Output(whole(output.logits), whole(output.features), projections, auxiliary)
     return gathered, {name: whole(x) for name, x in wanted.items()}
 
 

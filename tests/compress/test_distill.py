@@ -1,8 +1,12 @@
-"""Distillation: the teacher's logits kept, and a student that listens."""
+"""Distillation: what the teacher says is kept, and a student listens."""
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -16,9 +20,11 @@ from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData, load
 from train.errors import CheckpointError
-from train.model import NETS, NetConfig
-from train.task import kept_logits
-from train.trainer import predict
+from train.frontend import FrontEnd
+from train.model import NETS, M2JLNet, NetConfig
+from train.objectives import similarity_distance
+from train.task import kept_outputs
+from train.trainer import FitResult, Hooks, predict, predict_all
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def recipe(small: NetConfig, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def test_the_teacher_is_asked_once(
     teacher: Path, train_data: EcgData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = kept_logits(teacher, train_data, tmp_path / "run")
+    first = kept_outputs(teacher, train_data, tmp_path / "run").logits
     net, _ = checkpoint.load_network(teacher)
     np.testing.assert_array_equal(first, predict(net, train_data))
     (file,) = (tmp_path / "run").iterdir()
@@ -41,18 +47,53 @@ def test_the_teacher_is_asked_once(
         raise AssertionError("the teacher was asked again")
 
     monkeypatch.setattr(train.task, "predict", never)
-    np.testing.assert_array_equal(kept_logits(teacher, train_data, tmp_path / "run"), first)
+    np.testing.assert_array_equal(kept_outputs(teacher, train_data, tmp_path / "run").logits, first)
+
+
+def test_features_and_projections_are_kept_beside_the_logits(
+    teacher: Path, train_data: EcgData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = kept_outputs(teacher, train_data, tmp_path).logits
+    said = kept_outputs(teacher, train_data, tmp_path, vectors=True)
+    np.testing.assert_allclose(said.logits, logits, atol=1e-6)
+    net, _ = checkpoint.load_network(teacher)
+    with torch.no_grad():
+        output = net.forward_all(*FrontEnd(net.spec)(torch.from_numpy(train_data.windows(*train_data.cut()))))
+        np.testing.assert_allclose(net.head(output.features).numpy(), logits, atol=1e-5)
+    assert said.features is not None
+    assert said.projections is not None
+    assert said.features.dtype == said.projections.dtype == np.float16
+    np.testing.assert_allclose(said.features, output.features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(said.projections, torch.stack(output.projections, 1), rtol=1e-3, atol=1e-4)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npz"]
+    monkeypatch.setattr(train.task, "predict_all", None)
+    again = kept_outputs(teacher, train_data, tmp_path, vectors=True)
+    for kept, first in zip(again, said, strict=True):
+        np.testing.assert_array_equal(kept, first)
+
+
+def test_vectors_that_the_disk_does_not_take_leave_nothing_behind(
+    teacher: Path, train_data: EcgData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stream: IO[bytes], **_vectors: object) -> None:
+        stream.write(b"as much as there was room for")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*teacher-\w+\.npz: .*No space left"):
+        kept_outputs(teacher, train_data, tmp_path, vectors=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_teacher_or_other_recordings_are_asked_anew(
     teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
 ) -> None:
-    first = kept_logits(teacher, train_data, tmp_path)
-    assert kept_logits(teacher, validation, tmp_path).shape == (6, 5)
+    first = kept_outputs(teacher, train_data, tmp_path).logits
+    assert kept_outputs(teacher, validation, tmp_path).logits.shape == (6, 5)
     tensors, info = checkpoint.load(teacher)
     tensors["head.bias"] = tensors["head.bias"] + 1
     checkpoint.save(tmp_path / "other" / "net.safetensors", tensors, info)
-    other = kept_logits(tmp_path / "other" / "net.safetensors", train_data, tmp_path)
+    other = kept_outputs(tmp_path / "other" / "net.safetensors", train_data, tmp_path).logits
     np.testing.assert_allclose(other, first + 1, atol=1e-5)
     assert len(list(tmp_path.glob("*.npy"))) == 3
 
@@ -139,3 +180,116 @@ def test_leads_that_cannot_be(recipe: Recipe, spec: ModelSpec, leads: tuple[str,
     wrong = recipe.model_copy(update={"student": recipe.student.model_copy(update={"leads": leads})})
     with pytest.raises(RecipeError, match=says):
         student_network(wrong, spec)
+
+
+def weighed(recipe: Recipe, weights: dict[str, float], epochs: int = 2) -> Recipe:
+    student = recipe.student.model_copy(update={"epochs": epochs})
+    return recipe.model_copy(update={"student": student, "distill": recipe.distill.model_copy(update=weights)})
+
+
+BOTH = {"features": 300.0, "relations": 300.0}
+
+
+def distances(teacher: Path, result: FitResult, heard: EcgData, seen: EcgData) -> list[float]:
+    """How far the student's likenesses lie from its teacher's: by features, and by each branch's projections."""
+    (_, *its), (_, *own) = (
+        predict_all(checkpoint.load_network(path)[0], data) for path, data in ((teacher, heard), (result.best, seen))
+    )
+    pairs = zip(own, its, strict=True)
+    return [similarity_distance(torch.from_numpy(mine), torch.from_numpy(its)).item() for mine, its in pairs]
+
+
+def often(data: EcgData) -> EcgData:
+    """The recordings fifteen times over, for an epoch of some length."""
+    names = ("record", "first", "length", "targets", "statements")
+    return replace(data, **{name: np.concatenate(15 * [getattr(data, name)]) for name in names})
+
+
+def test_a_student_of_one_lead_finds_alike_what_its_teacher_of_twelve_does(
+    recipe: Recipe, teacher: Path, train_data: EcgData, mini: Path, cache: Path, tmp_path: Path, spec: ModelSpec
+) -> None:
+    """After two epochs, and more so than without these weights."""
+    watch = recipe.model_copy(
+        update={"student": recipe.student.model_copy(update={"leads": ("I",), "peak_rate": 0.01})}
+    )
+    train, validation = (load(mini, student_spec(watch, spec), folds, cache=cache) for folds in (range(1, 9), [9]))
+    found = {}
+    for name, weights in (("with", {"features": 300.0, "relations": 2000.0}), ("without", {})):
+        how = weighed(watch, {"contrastive": 0.0, **weights})
+        result = distill(teacher, how, often(train), validation, tmp_path / name, heard=often(train_data))
+        assert ({"loss_features", "loss_relations"} <= result.history[0].keys()) == bool(weights)
+        assert len(list((tmp_path / name).glob("teacher-*.npz"))) == bool(weights)
+        features, *relations = distances(teacher, result, train_data, train)
+        assert len(relations) == 2
+        found[name] = np.array([features, np.mean(relations)])
+    assert (found["with"] < 0.8 * found["without"]).all(), found
+
+
+def test_an_interrupted_distillation_goes_on_where_it_was(
+    recipe: Recipe, teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(_row: dict[str, float]) -> None:
+        raise StoppedError
+
+    how = weighed(recipe, BOTH)
+    whole = distill(teacher, how, train_data, validation, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        distill(teacher, how, train_data, validation, tmp_path / "again", hooks=Hooks(on_epoch=stop))
+    again = distill(teacher, how, train_data, validation, tmp_path / "again")
+    for first, second in zip(whole.history, again.history, strict=True):
+        assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+def test_a_distillation_is_not_resumed_with_other_recordings(
+    recipe: Recipe, teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
+) -> None:
+    one = weighed(recipe, {}, epochs=1)
+    result = distill(teacher, one, train_data, validation, tmp_path)
+    swapped = replace(train_data, targets=train_data.targets[:, ::-1].copy())
+    louder = replace(train_data, samples=train_data.samples * np.float32(2.0))
+    hum = np.ones((6, train_data.window_samples), np.float32)
+    others: list[tuple[EcgData, dict[str, Any]]] = [
+        (swapped, {}),
+        (train_data, {"heard": louder}),
+        (train_data, {"noise": hum}),
+    ]
+    for data, options in others:
+        with pytest.raises(CheckpointError, match=r"holds a run with another (content|fit)"):
+            distill(teacher, one, data, validation, tmp_path, **options)
+    assert distill(teacher, one, train_data, validation, tmp_path).history == result.history
+    # A run of a release that did not note them.
+    last = tmp_path / "last.safetensors"
+    tensors, info = checkpoint.load(last)
+    checkpoint.save(last, tensors, {key: value for key, value in info.items() if key != "content"})
+    with pytest.raises(CheckpointError, match="holds a run with another content; choose another --out"):
+        distill(teacher, one, train_data, validation, tmp_path)
+
+
+@pytest.mark.parametrize("info", [{"contrastive": 0.0}, {"distill": {"contrastive": 0.0}}])
+def test_relations_that_the_teacher_did_not_learn(
+    recipe: Recipe, teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path, info: dict[str, Any]
+) -> None:
+    tensors, told = checkpoint.load(teacher)
+    untaught = tmp_path / "untaught.safetensors"
+    checkpoint.save(untaught, tensors, told | info)
+    with pytest.raises(RecipeError, match=r"distill\.relations: the teacher was trained without the contrastive task"):
+        distill(untaught, weighed(recipe, BOTH), train_data, validation, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    features = weighed(recipe, {"features": 300.0}, epochs=1)
+    assert "loss_features" in distill(untaught, features, train_data, validation, tmp_path / "run").history[0]
+
+
+def test_a_teacher_of_one_branch_has_features_and_not_all_relations(
+    recipe: Recipe, small: NetConfig, spec: ModelSpec, train_data: EcgData, validation: EcgData, tmp_path: Path
+) -> None:
+    net = M2JLNet(replace(small, use_spectrogram=False, use_csca=False), spec)
+    path = tmp_path / "teacher.safetensors"
+    checkpoint.save(path, dict(net.state_dict()), checkpoint.network_info(net, spec))
+    says = r"distill\.relations: the teacher has those of waveform, where the student needs waveform and spectrogram"
+    with pytest.raises(RecipeError, match=says):
+        distill(path, weighed(recipe, BOTH), train_data, validation, tmp_path / "run")
+    features = weighed(recipe, {"features": 300.0}, epochs=1)
+    assert "loss_features" in distill(path, features, train_data, validation, tmp_path / "run").history[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import html
+import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import compress.export
 import compress.pipeline
 from compress.errors import CompressError, GateFailed
 from compress.pipeline import run_pipeline
-from compress.quantize import quantize
+from compress.quantize import Calibrator, LayerCost, Ranges
 from compress.recipe import Recipe, load_recipe
 from compress.report import read_report
-from compress.verify import compare
+from compress.stages import Stages
+from compress.verify import Comparison, compare
 from runtime.bench import BenchConfig
 from runtime.golden import read_golden, self_test
 from runtime.model import Model, read_model, sigmoid
@@ -31,6 +34,7 @@ from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData, load
 from train.evaluate import onnx_logits
+from train.evaluate import score as evaluate
 from train.metrics import best_thresholds
 from train.model import NETS, NetConfig
 from train.presets import PRESETS
@@ -51,11 +55,28 @@ max_label_auc_drop = 1.0
 max_distill_auc_drop = 1.0
 max_distill_f1_drop = 1.0
 max_f1_drop = 1.0
+max_int8_error = 10.0
+[qat]
+when = "never"
 """
 
 
 def few_windows() -> BenchConfig:
     return BenchConfig(windows=5)
+
+
+def no_bench(models: list[Path], *_: object) -> list[dict[str, Any]]:
+    """For runs whose speed is of no interest: processes take seconds to start."""
+    return [{"latency_ms": {"p50": 1.0}, "machine": {"cpu": "a processor"}} for _ in models]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_layer_asked() -> Iterator[Callable[..., list[LayerCost]]]:
+    """Only the tests that are about it look at all layers; gives what does."""
+    real = Calibrator.sensitivity
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Calibrator, "sensitivity", lambda *_: [LayerCost("branches.waveform.0.0", "Conv", 0.5)])
+        yield real
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +116,7 @@ def again(out: Path, tmp_path: Path, small: NetConfig, monkeypatch: pytest.Monke
     """A folder whose student is done; exports are copies of the first one."""
     exported = (out / "pupil-fp32.onnx").read_bytes()
     monkeypatch.setitem(NETS, "small", small)
-    monkeypatch.setattr(compress.pipeline, "BenchConfig", few_windows)
+    monkeypatch.setattr(compress.pipeline, "bench", no_bench)
     monkeypatch.setattr(compress.pipeline, "export", lambda _checkpoint, path: path.write_bytes(exported))
     shutil.copytree(out / "student", tmp_path / "out" / "student")
     return tmp_path / "out"
@@ -109,6 +130,7 @@ def test_files(out: Path) -> None:
         "pupil.cdx.json",
         "report.html",
         "report.json",
+        "stages.json",
         "student",
     ]
     assert not list(out.rglob("*.partial"))
@@ -121,7 +143,8 @@ def test_files(out: Path) -> None:
 
 
 def test_the_report_tells_every_stage(out: Path, report: dict[str, Any], teacher: Path) -> None:
-    assert report.keys() == {"recipe", "teacher", "validation", "stages", "passed", "failure", "versions"}
+    fields = {"recipe", "teacher", "validation", "stages", "build", "speed", "test", "passed", "failure", "versions"}
+    assert report.keys() == fields
     assert (report["passed"], report["failure"]) == (True, "")
     assert report["validation"] == "PTB-XL fold 9, 6 records"
     assert report["recipe"]["gate"]["max_auc_drop"] == 1.0
@@ -185,27 +208,218 @@ def test_each_file_carries_windows_to_test_itself_with(out: Path, precision: str
     assert result.windows == 14  # of 16 wanted: there are no more in the training folds
 
 
-def test_a_second_run_does_not_teach_again(
-    again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, report: dict[str, Any]
+def files_of(folder: Path) -> dict[str, str]:
+    """Everything in a folder, by the hash of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def finished(out: Path, tmp_path: Path, small: NetConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a whole run's folder."""
+    monkeypatch.setitem(NETS, "small", small)
+    monkeypatch.setattr(compress.pipeline, "bench", no_bench)
+    shutil.copytree(out, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_second_run_repeats_nothing(
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages: list[str] = []
-    steps: list[int] = []
-    second = run_pipeline(
-        teacher,
-        load_recipe(str(recipe_file)),
-        PRESETS["ptbxl-super"],
-        mini,
-        again,
-        cache=cache,
-        hooks=compress.pipeline.Hooks(lambda done, _total: steps.append(done)),
-        say=stages.append,
-    )
-    assert steps == []
-    assert stages == ["recordings", "the teacher's logits", "distilling", "export", "quantize", "benchmark"]
-    for name in ("distill", "quantize"):
-        before, after = report["stages"][name], second.stages[name]
-        assert after["macro_auc"] == before["macro_auc"]
-        assert after["f1_drop"] == before["f1_drop"]
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    for work in ("distill", "export", "Calibrator", "bench", "predict", "onnx_logits"):
+        monkeypatch.setattr(compress.pipeline, work, not_again)
+    before = files_of(finished)
+    said: list[str] = []
+    recipe = load_recipe(str(recipe_file))
+    second = run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache, say=said.append)
+    assert second.passed
+    assert said[0] == "recordings"
+    assert all(line.endswith(": done before") for line in said[1:])
+    after = files_of(finished)
+    reports = ("report.json", "report.html")  # which name the folder
+    assert {k: v for k, v in after.items() if k not in reports} == {k: v for k, v in before.items() if k not in reports}
+
+
+class Killed(BaseException):
+    """Stands for what ends a process: nothing catches it."""
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill", "export", "quantize", "benchmark", "seal"])
+def test_killed_at_a_stage_and_started_again_it_ends_with_the_same_files(
+    stage: str,
+    out: Path,
+    finished: Path,
+    teacher: Path,
+    mini: Path,
+    cache: Path,
+    recipe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kill comes when a stage's work is done and not yet noted, the worst moment."""
+    shutil.rmtree(finished)
+    (finished / "student").mkdir(parents=True)
+    if stage != "distill":  # the teaching itself has tests of its own
+        shutil.copytree(out / "student", finished / "student", dirs_exist_ok=True)
+    recipe = load_recipe(str(recipe_file))
+    keep = Stages.keep
+
+    def killed(self: Stages, name: str, *rest: Any) -> None:
+        if name == stage:
+            raise Killed
+        keep(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "keep", killed)
+        with pytest.raises(Killed):
+            run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
+    assert not (finished / "report.json").exists()
+    run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
+    wanted, given = files_of(out), files_of(finished)
+    assert given.keys() == wanted.keys()
+    for name in ("pupil-fp32.onnx", "pupil-int8.onnx", "SHA256SUMS"):
+        assert given[name] == wanted[name], name
+    assert not [name for name in given if "partial" in name or "unproven" in name]
+
+
+def test_another_recipe_does_only_what_it_changes(
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path
+) -> None:
+    exported = (finished / "pupil-fp32.onnx").read_bytes()
+    said: list[str] = []
+    recipe = load_recipe(str(recipe_file), ["quantize.methods=minmax", "targets=onnxruntime,tensorrt,fp16"])
+    report = run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache, say=said.append)
+    done = [line.removesuffix(": done before") for line in said if line.endswith(": done before")]
+    assert done[:2] == ["teacher", "distill"]
+    assert "quantize" not in done
+    assert (finished / "pupil-fp32.onnx").read_bytes() == exported
+    assert report.stages["quantize"]["method"] == "minmax"
+    for name, precision in (("int8", "int8"), ("int8-tensorrt", "int8"), ("fp16", "fp16")):
+        path = finished / f"pupil-{name}.onnx"
+        assert read_model(path)[1].precision == precision
+        assert self_test(Model.load(path), read_golden(path)).passed
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        assert report.build["left_out"].startswith("TensorRT is not installed")
+    else:
+        assert report.build["refused"] == 0
+        assert report.build["nodes"] > 100
+        assert "ahead of time" in report.build["target"] or "compute capability" in report.build["target"]
+    assert 'id="build"' in (finished / "report.html").read_text()
+
+
+def test_a_file_that_was_changed_is_made_again(
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path
+) -> None:
+    path = finished / "pupil-int8.onnx"
+    wanted = path.read_bytes()
+    path.write_bytes(wanted[:1000])
+    run_pipeline(teacher, load_recipe(str(recipe_file)), PRESETS["ptbxl-super"], mini, finished, cache=cache)
+    assert path.read_bytes() == wanted
+
+
+def test_folds_are_scored_when_all_is_decided(
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path
+) -> None:
+    recipe, preset = load_recipe(str(recipe_file)), PRESETS["ptbxl-super"]
+    report = run_pipeline(teacher, recipe, preset, mini, finished, cache=cache, test_folds=[10])
+    assert list(report.test) == ["teacher", "export", "quantize"]
+    assert {row["fold"] for row in report.test.values()} == {10}
+    own = evaluate(finished / "pupil-int8.onnx", mini, [10], cache=cache)
+    row = report.test["quantize"]
+    assert (row["sha256"], row["records"]) == (own.sha256, len(own.data))
+    assert row["per_label"]["MI"]["threshold"] == own.spec.thresholds[1]
+    assert 'id="test"' in (finished / "report.html").read_text()
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch, one_layer_asked: Callable[..., list[LayerCost]]) -> str:
+    """Makes calibration find a hundredth of the range of the first layer's output."""
+    ranges = Calibrator.ranges
+
+    def spoilt(self: Calibrator, method: str) -> Ranges:
+        found = ranges(self, method)
+        table = json.loads(found.table.read_text())
+        for tensor in ("getitem", "relu"):
+            for end in ("lowest", "highest"):
+                table["data"][tensor][end] = {"data": 0.01, "dtype": "float32", "CLS": "numpy.array"}
+            table["data"][tensor]["lowest"]["data"] = 0.0
+        found.table.write_text(json.dumps(table))
+        return found
+
+    monkeypatch.setattr(Calibrator, "ranges", spoilt)
+    monkeypatch.setattr(Calibrator, "sensitivity", one_layer_asked)
+    return "branches.waveform.0.0"
+
+
+def test_what_int8_breaks_stays_in_float_and_the_report_says_which(
+    again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, hostile: str
+) -> None:
+    recipe, preset = load_recipe(str(recipe_file), ["gate.max_int8_error=0.001"]), PRESETS["ptbxl-super"]
+    report = run_pipeline(teacher, recipe, preset, mini, again, cache=cache)
+    row = report.stages["quantize"]
+    assert report.passed
+    assert hostile in {f"{layer}".removesuffix(".relu") for layer in row["layers_in_float"]}
+    assert row["sensitivity"][0]["error"] > 10 * row["sensitivity"][-1]["error"]
+    assert row["mean_logit_error"] <= 0.001
+    assert row["layers_in_float"][0] in (again / "report.html").read_text()
+    assert read_model(again / "pupil-int8.onnx")[1].provenance["layers_in_float"].startswith(row["layers_in_float"][0])
+
+
+def test_where_no_layer_may_stay_in_float_the_gate_names_the_worst(
+    again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, hostile: str
+) -> None:
+    settings = ["gate.max_int8_error=0.001", "quantize.max_float_layers=0"]
+    recipe, preset = load_recipe(str(recipe_file), settings), PRESETS["ptbxl-super"]
+    with pytest.raises(GateFailed, match=rf"^quantize: logits differ .* most on \w+; worst layer {hostile}"):
+        run_pipeline(teacher, recipe, preset, mini, again, cache=cache)
+    assert not (again / "pupil-int8.onnx").exists()
+
+
+@pytest.mark.parametrize("when", ["needed", "always"])
+def test_training_with_rounding_in_the_loop(
+    again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr(compress.pipeline, "export", compress.export.export)
+    calls: list[str] = []
+    judge = compress.pipeline.check
+
+    def strict(comparison: Comparison, stage: str, *rest: Any) -> None:
+        calls.append(stage)
+        if stage == "quantize" and "qat" not in calls:
+            raise GateFailed("quantize: not good enough")
+        judge(comparison, stage, *rest)
+
+    monkeypatch.setattr(compress.pipeline, "check", strict)
+    settings = [f"qat.when={when}", "qat.epochs=1", "quantize.max_float_layers=0"]
+    recipe, preset = load_recipe(str(recipe_file), settings), PRESETS["ptbxl-super"]
+    report = run_pipeline(teacher, recipe, preset, mini, again, cache=cache)
+    first = ["export", "quantize"] if when == "needed" else []
+    assert calls == ["distill", *first, "qat", "export", "quantize"]
+    assert report.stages["qat"]["file"] == str(again / "qat" / "best.safetensors")
+    _, info = checkpoint.load(again / "qat" / "best.safetensors")
+    assert info["tuned_from_sha256"] == report.stages["distill"]["sha256"]
+    said: list[str] = []
+    run_pipeline(teacher, recipe, preset, mini, again, cache=cache, say=said.append)
+    assert all(line.endswith(": done before") for line in said[1:]), "what is known to fail is not tried again"
+
+
+def test_a_pruned_student_is_smaller(
+    again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress.pipeline, "export", compress.export.export)
+    wide = NetConfig((16, 16, 16, 16), (4, 4, 6, 8), dropout=0.0)
+    monkeypatch.setitem(NETS, "small", wide)
+    shutil.rmtree(again / "student")
+    recipe = load_recipe(str(recipe_file), ["prune.share=0.1", "prune.epochs=1"])
+    report = run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, again, cache=cache)
+    stages = report.stages
+    assert stages["prune"]["macs"] <= 0.9 * stages["distill"]["macs"]
+    assert stages["quantize"]["parameters"] == stages["prune"]["parameters"] < stages["distill"]["parameters"]
 
 
 def test_an_export_that_is_another_model_is_stopped_and_reported(
@@ -238,9 +452,11 @@ def test_the_command_ends_with_1_where_quantization_loses_the_model_and_the_repo
     recipe_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def lost(source: Path, path: Path, calibration: EcgData, **options: Any) -> None:
+    write = Calibrator.write
+
+    def lost(self: Calibrator, path: Path, *rest: Any) -> None:
         """A real file, of which one scale is no longer a number."""
-        quantize(source, path, calibration, **options)
+        write(self, path, *rest)
         model = onnx.load(str(path))
         last = next(node for node in reversed(model.graph.node) if node.op_type == "DequantizeLinear")
         (scale,) = (item for item in model.graph.initializer if item.name == last.input[1])
@@ -248,13 +464,15 @@ def test_the_command_ends_with_1_where_quantization_loses_the_model_and_the_repo
         scale.CopyFrom(numpy_helper.from_array(nothing, scale.name))
         onnx.save(model, str(path))
 
-    monkeypatch.setattr(compress.pipeline, "quantize", lost)
+    monkeypatch.setattr(Calibrator, "write", lost)
     code, out, err = m2jl(
         "compress", teacher, "--data", mini, "--out", again, "--recipe", recipe_file, "--cache", cache
     )
     assert (code, out) == (1, "")
     line = err.strip().splitlines()[-1]
     assert line.startswith("m2jl: error: quantize: macro-AUC fell by nan, more than 1; most on ")
+    assert "; worst layer " in line
+    assert "is not a number" in line
     fields = json.loads((again / "report.json").read_text())
     assert fields["passed"] is False
     assert line.endswith(fields["failure"])
@@ -273,8 +491,10 @@ def test_the_command_tells_each_stage_and_where_the_report_is(
     code, out, err = m2jl("compress", teacher, *options)
     assert code == 0, err
     lines = out.strip().splitlines()
-    assert [line.split()[0] for line in lines] == ["teacher", "distill", "export", "quantize", "passed;"]
-    assert lines[-1] == f"passed; figures are of PTB-XL fold 9, 6 records; {again / 'report.html'}"
+    assert [line.split()[0] for line in lines] == ["teacher", "distill", "export", "quantize", "int8", "passed;"]
+    assert (
+        lines[-1] == f"passed; figures are of PTB-XL fold 9, 6 records unless said otherwise; {again / 'report.html'}"
+    )
     assert read_model(again / "pupil-int8.onnx")[1].precision == "int8"
 
 
@@ -299,6 +519,9 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         ((teacher, *options, "--recipe", "none"), "there is no recipe none"),
         ((teacher, *options, "--recipe", misspelt), "student.epoch: "),
         ((teacher, *options, "--recipe", unknown), "student.net: there is no network 'huge'"),
+        ((teacher, *options, "--recipe", recipe_file, "--set", "preset=ptbxl-rhythm"), "is not of the recipe's task"),
+        ((teacher, *options, "--recipe", recipe_file, "--set", "student.leads=V9"), "there is no lead V9"),
+        ((teacher, *options, "--recipe", recipe_file, "--set", "targets=abacus"), "targets"),
         ((teacher, "--data", tmp_path, "--out", tmp_path / "out", "--recipe", recipe_file), "no known data set"),
     ):
         code, out, err = m2jl("compress", *arguments)
@@ -369,17 +592,19 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(
     assert said["data"] == f"PTB-XL in {mini}: 14 recordings to learn from, 6 to judge by"
     assert said["distill"].startswith(f"{again / 'student'}: small, 12 leads, ")
     assert said["distill"].endswith("; 1 of 1 epochs are there, about 0 min to go")
-    assert said["export"] == f"{again / 'pupil-fp32.onnx'}: new"
+    assert said["export"] == f"{again / 'pupil-fp32.onnx'}: new; a minute or two"
     assert sorted(again.rglob("*")) == before
     elsewhere = again / "elsewhere"
-    assert dry(elsewhere, "--set", "student.epochs=7", "--set", "name=other")["distill"].endswith(
-        "parameters; 7 epochs"
-    )
+    settings = ("student.epochs=7", "name=other", "prune.share=0.1", "qat.when=always", "targets=tensorrt")
+    said = dry(elsewhere, *(part for setting in settings for part in ("--set", setting)))
+    assert re.search(r"parameters; 7 epochs, about \d+ min$", said["distill"])
+    assert list(said)[3:] == ["distill", "prune", "qat", "export", "quantize", "tensorrt", "report"]
+    assert "10% of the multiply-accumulates out; 4 epochs, about" in said["prune"]
     assert not elsewhere.exists()
     changed = dry(again, "--set", "student.epochs=7", "--set", "distill.temperature=3")["distill"]
     assert "holds another run (epochs 1 there, 7 wanted; temperature 2.0 there, 3.0 wanted)" in changed
     (again / "pupil-int8.onnx").write_bytes(b"x")
-    assert "replaces the one that is there" in dry(again)["quantize"]
+    assert "there already, kept if nothing has changed" in dry(again)["quantize"]
 
 
 def test_a_dry_run_refuses_what_a_run_would(

@@ -17,8 +17,9 @@ from onnx import TensorProto, numpy_helper
 
 import compress.quantize
 from compress.errors import RecipeError
-from compress.quantize import PER_LABEL, choose_records, quantize, with_spec
+from compress.quantize import PER_LABEL, Calibrator, choose_records, quantize, with_spec
 from runtime.errors import ModelError
+from runtime.golden import read_golden, self_test
 from runtime.model import Model, read_model
 from train.dataset import EcgData
 from train.evaluate import onnx_logits
@@ -132,6 +133,7 @@ def test_the_file_says_what_was_done(fp32: Path, int8: Path, everything: EcgData
         "quantized_from_sha256": hashlib.sha256(fp32.read_bytes()).hexdigest(),
         "calibration": "percentile, 20 records of the training folds, seed 3",
         "calibration_records_sha256": hashlib.sha256(everything.record[rows].tobytes()).hexdigest(),
+        "target": "onnxruntime",
     }
 
 
@@ -147,7 +149,7 @@ def test_the_same_recordings_give_the_same_file(fp32: Path, int8: Path, everythi
     assert (tmp_path / "again.onnx").read_bytes() == int8.read_bytes()
 
 
-@pytest.mark.parametrize("method", ["entropy", "percentile"])
+@pytest.mark.parametrize("method", ["minmax", "percentile-99.9"])
 def test_other_methods_find_other_ranges(
     fp32: Path, int8: Path, everything: EcgData, tmp_path: Path, method: str
 ) -> None:
@@ -178,6 +180,71 @@ def test_a_failure_leaves_the_root_logger_as_it_was_and_no_file(
     finally:
         root.setLevel(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_layer_s_cost_is_what_it_alone_takes_away(fp32: Path, everything: EcgData) -> None:
+    with Calibrator(fp32, everything, records=20, seed=3) as calibrator:
+        ranges = calibrator.ranges("percentile")
+        costs = calibrator.sensitivity(ranges)
+        layers = [cost.layer for cost in costs]
+        assert {"branches.waveform.0.0", "gates.waveform.0.excite"} <= set(layers)
+        assert "head" not in layers, "it is in float anyway"
+        errors = [cost.error for cost in costs]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] > 0
+        all_int8 = calibrator.error(calibrator.quantized(ranges))
+        spared = calibrator.error(calibrator.quantized(ranges, floats=layers[:6]))
+        assert spared < all_int8, "what is most sensitive in float brings the logits nearer"
+
+
+def test_a_layer_in_float_stays_as_it_was_and_the_file_says_so(fp32: Path, everything: EcgData, tmp_path: Path) -> None:
+    layer = "branches.waveform.1.0.first"
+    path = tmp_path / "x.onnx"
+    spec = quantize(fp32, path, everything, records=20, seed=3, floats=(layer,))
+    assert spec.provenance["layers_in_float"] == layer
+    floating = [
+        item.name
+        for item in onnx.load(str(path)).graph.initializer
+        if item.data_type == TensorProto.FLOAT and len(item.dims) > 1
+    ]
+    assert f"{layer}.weight" in floating
+    with pytest.raises(RecipeError, match="there is no layer nonsense"):
+        quantize(fp32, tmp_path / "y.onnx", everything, records=20, floats=("nonsense",))
+    assert not (tmp_path / "y.onnx").exists()
+
+
+def test_the_method_is_chosen_by_the_logits(fp32: Path, everything: EcgData) -> None:
+    with Calibrator(fp32, everything, records=20, seed=3) as calibrator:
+        best, tried = calibrator.best_ranges(["percentile-99.9", "minmax", "percentile"])
+        assert list(tried) == ["percentile-99.9", "minmax", "percentile"]
+        assert tried[best.method] == min(tried.values())
+
+
+def test_two_targets_from_one_set_of_ranges(fp32: Path, int8: Path, everything: EcgData, tmp_path: Path) -> None:
+    """TensorRT takes symmetric int8 activations, no int32 biases, and opsets up to 20."""
+    path = tmp_path / "tensorrt.onnx"
+    quantize(fp32, path, everything, records=20, seed=3, target="tensorrt")
+    model = onnx.load(str(path))
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
+    stored = {item.name: item for item in model.graph.initializer}
+    seen = 0
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = stored[node.input[2]]
+            assert zero.data_type == TensorProto.INT8, node.name
+            assert not numpy_helper.to_array(zero).any(), node.name
+            seen += 1
+    assert seen > 60
+    scales = {}
+    for name, target in (("uint8", int8), ("int8", path)):
+        graph = onnx.load(str(target)).graph
+        kept = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+        (first,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "spectrogram"]
+        scales[name] = float(kept[first.input[1]])
+    # Log power is never negative: 255 steps over the same range that 127 steps have.
+    assert scales["int8"] == pytest.approx(scales["uint8"] * 255 / 127, rel=0.01)
+    ours, theirs = (onnx_logits(Model.load(p), everything) for p in (path, int8))
+    assert np.abs(ours - theirs).mean() < 0.1 * np.abs(theirs).mean()
 
 
 def test_calibration_without_a_label_is_refused(fp32: Path, everything: EcgData, tmp_path: Path) -> None:
@@ -211,6 +278,16 @@ def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: 
     assert out.startswith(f"{path}: ")
     # 14 of the mini set's recordings are in the training folds.
     assert read_model(path)[1].provenance["calibration"] == "percentile, 14 records of the training folds, seed 1"
+    assert self_test(Model.load(path), read_golden(path)).passed
+    code, out, err = m2jl(
+        "quantize", fp32, *options, "--sensitivity", "--target", "tensorrt", "--float", "gates.waveform.0.excite"
+    )
+    assert code == 0, err
+    costs = [float(line.split()[0]) for line in out.splitlines()[:-1]]
+    assert len(costs) > 30
+    assert costs == sorted(costs, reverse=True)
+    provenance = read_model(path)[1].provenance
+    assert (provenance["target"], provenance["layers_in_float"]) == ("tensorrt", "gates.waveform.0.excite")
     code, _, err = m2jl("quantize", fp32, *options, "--method", "guess")
     assert code == 2
-    assert "minmax, entropy, percentile" in " ".join(err.split())
+    assert "is none of minmax, percentile," in " ".join(err.split())

@@ -68,7 +68,7 @@ def test_a_recipe_by_path_with_defaults_for_the_rest(tmp_path: Path) -> None:
         ("max_auc_drop = 0.5", "max_auc_drop = nan", "gate.max_auc_drop"),
         ("[gate]", "[distill]\nteacher_share = 1.5\n[gate]", "distill.teacher_share"),
         ("[gate]", "[distill]\ntemperature = 0\n[gate]", "distill.temperature"),
-        ("[gate]", '[quantize]\nmethod = "guess"\n[gate]', "quantize.method"),
+        ("[gate]", '[quantize]\nmethods = ["guess"]\n[gate]', "quantize.methods.0"),
         ("[gate]", "[quantize]\nrecords = 3\n[gate]", "quantize.records"),
     ],
 )
@@ -92,7 +92,7 @@ def test_settings_of_the_command_line_replace_the_recipe_s_and_have_its_types(tm
         [
             "student.epochs=10",
             "gate.max_f1_drop = 0.01",
-            "quantize.method=minmax",
+            "quantize.methods=minmax,percentile",
             "student.leads=I,V2",
             "name=y=z",
             "student.epochs=11",
@@ -101,7 +101,7 @@ def test_settings_of_the_command_line_replace_the_recipe_s_and_have_its_types(tm
     assert (recipe.name, recipe.student.epochs, recipe.student.net) == ("y=z", 11, "tiny")
     assert recipe.student.leads == ("I", "V2")
     assert (recipe.gate.max_f1_drop, recipe.gate.max_auc_drop) == (0.01, 0.5)
-    assert recipe.quantize.method == "minmax"
+    assert recipe.quantize.methods == ("minmax", "percentile")
     assert load_recipe(path) == load_recipe(path, [])
 
 

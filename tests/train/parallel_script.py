@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from train import checkpoint
 from train.augment import Augmentation
 from train.dataset import load
 from train.model import M2JLNet, NetConfig
-from train.objectives import MultiTask
+from train.objectives import Distillation, MultiTask, Objective
 from train.presets import PRESETS, customised
 from train.task import load_task
 from train.task import train as train_task
@@ -78,12 +79,26 @@ def main(data: Path, cache: Path, out: Path) -> None:
     def run(name: str, kind: type[M2JLNet], config: FitConfig, **changes: Any) -> None:
         torch.manual_seed(1)
         net = kind(replace(NET, auxiliary=recordings.statements.shape[1], **changes), spec)
-        objective = MultiTask(
+        tasks = MultiTask(
             recordings.targets, contrastive=0.1, temperature=0.1, statements=recordings.statements, auxiliary=1.0
         )
+        objective: Objective = tasks
+        if name == "distilled":
+            vectors = np.random.default_rng(0).random((2, len(recordings), 2, 7)).astype(np.float16)
+            objective = Distillation(
+                tasks,
+                recordings.targets,
+                temperature=2.0,
+                teacher_share=0.5,
+                features=vectors[0, :, 0],
+                projections=vectors[1],
+                feature_weight=50.0,
+                relation_weight=50.0,
+            )
         fit(net, recordings, validation, objective, config, out / name, fabric=fabric)
 
     run("frozen", Frozen, PLAIN)
+    run("distilled", Frozen, PLAIN)
     run("frozen-long", Frozen, replace(PLAIN, epochs=4, batch=4))
     run("whole", M2JLNet, replace(PLAIN, epochs=8, batch=14, peak_rate=1e-2))
     run("random", M2JLNet, replace(PLAIN, batch=4, mixup=0.2, augmentation=Augmentation()), dropout=0.2, drop_path=0.5)

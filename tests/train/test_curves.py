@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from runtime.svg import Axis, Plot
 from train.curves import write_curves
-from train.svg import Axis, Plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 Rows = list[dict[str, float]]

@@ -15,7 +15,7 @@ from train.dataset import EcgData
 from train.frontend import FrontEnd
 from train.losses import supervised_contrastive
 from train.model import M2JLNet, NetConfig, Output, count_parameters
-from train.objectives import Distillation, MultiTask, Objective
+from train.objectives import Distillation, MultiTask, Objective, similarity_distance
 
 ROWS = [3, 0, 7, 2]
 
@@ -23,7 +23,7 @@ ROWS = [3, 0, 7, 2]
 @pytest.fixture
 def output() -> Output:
     torch.manual_seed(0)
-    return Output(torch.randn(4, 5), (torch.randn(4, 8), torch.randn(4, 8)), torch.randn(4, 71))
+    return Output(torch.randn(4, 5), torch.randn(4, 12), (torch.randn(4, 8), torch.randn(4, 8)), torch.randn(4, 71))
 
 
 def cross_entropy(logit: np.ndarray, target: np.ndarray) -> float:
@@ -108,7 +108,7 @@ def test_distillation_is_its_formula(temperature: float, share: float) -> None:
     projections = (torch.randn(4, 8), torch.randn(4, 8))
     tasks = MultiTask(targets, contrastive=0.05, temperature=0.2)
     objective = Distillation(tasks, teacher, temperature=temperature, teacher_share=share)
-    parts = parts_of(objective, Output(torch.from_numpy(student), projections), rows)
+    parts = parts_of(objective, Output(torch.from_numpy(student), torch.zeros(4, 0), projections), rows)
     assert list(parts) == ["teacher", "labels", "contrast"]
     soft = 1 / (1 + np.exp(-teacher[rows] / temperature))
     wanted = share * temperature**2 * cross_entropy(student / temperature, soft)
@@ -126,7 +126,7 @@ def test_the_teacher_s_own_logits_cost_least() -> None:
     teacher = np.random.default_rng(1).normal(0, 2, (4, 5)).astype(np.float32)
     objective = Distillation(silent(np.zeros((4, 5), np.float32)), teacher, temperature=2.0, teacher_share=1.0)
     logits = torch.from_numpy(teacher.copy()).requires_grad_()
-    parts = parts_of(objective, Output(logits, ()), [0, 1, 2, 3])
+    parts = parts_of(objective, Output(logits, torch.zeros(4, 0), ()), [0, 1, 2, 3])
     assert list(parts) == ["teacher", "labels"]
     assert parts["labels"].item() == 0.0
     parts["teacher"].backward()
@@ -142,7 +142,7 @@ def test_the_temperature_squared_keeps_the_size_of_the_gradient() -> None:
         objective = Distillation(
             silent(np.zeros((1, 1), np.float32)), teacher, temperature=temperature, teacher_share=1.0
         )
-        parts_of(objective, Output(logits, ()), [0])["teacher"].backward()
+        parts_of(objective, Output(logits, torch.zeros(1, 0), ()), [0])["teacher"].backward()
         assert logits.grad is not None
         sizes.append(logits.grad.item())
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
@@ -157,3 +157,126 @@ def test_a_mixed_batch_wants_in_between(train_data: EcgData, output: Output) -> 
     apart = [objective(output, wanted)["classify"] for wanted in (one, other)]
     torch.testing.assert_close(half["classify"], (apart[0] + apart[1]) / 2)
     assert torch.isfinite(half["contrast"])
+
+
+FEATURES, PROJECTIONS = 200.0, 300.0
+
+
+def alike(
+    features: np.ndarray,
+    projections: np.ndarray,
+    feature_weight: float = FEATURES,
+    relation_weight: float = PROJECTIONS,
+) -> Distillation:
+    """Learns from nine recordings, labels aside."""
+    labels = np.zeros((9, 5), np.float32)
+    return Distillation(
+        silent(labels),
+        labels,
+        temperature=1.0,
+        teacher_share=1.0,
+        features=features,
+        projections=projections,
+        feature_weight=feature_weight,
+        relation_weight=relation_weight,
+    )
+
+
+@pytest.fixture
+def vectors() -> tuple[np.ndarray, np.ndarray]:
+    """A teacher's features, positive as pooled ones are, and its projections on two branches."""
+    generator = np.random.default_rng(2)
+    return generator.random((9, 24), np.float32), generator.normal(0, 5, (9, 2, 8)).astype(np.float32)
+
+
+def as_output(features: np.ndarray, projections: np.ndarray, rows: list[int]) -> Output:
+    views = tuple(torch.from_numpy(projections[rows]).unbind(1))
+    return Output(torch.zeros(len(rows), 5), torch.from_numpy(features[rows]), views)
+
+
+def by_hand(vectors: np.ndarray) -> np.ndarray:
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    scaled: np.ndarray = cosine / np.linalg.norm(cosine, axis=1, keepdims=True)
+    return scaled
+
+
+def test_likeness_is_its_formula(vectors: tuple[np.ndarray, np.ndarray], output: Output) -> None:
+    features, projections = vectors
+    parts = parts_of(alike(features, projections), output, ROWS)
+    assert list(parts) == ["teacher", "labels", "features", "relations"]
+    wanted = ((by_hand(output.features.numpy()) - by_hand(features[ROWS])) ** 2).sum(1).mean()
+    assert parts["features"].item() == pytest.approx(FEATURES * wanted, rel=1e-4)
+    views = [
+        ((by_hand(own.numpy()) - by_hand(projections[ROWS, k])) ** 2).sum(1).mean()
+        for k, own in enumerate(output.projections)
+    ]
+    assert parts["relations"].item() == pytest.approx(PROJECTIONS * np.mean(views), rel=1e-4)
+
+
+def test_a_student_that_finds_the_same_alike_costs_nothing(vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    features, projections = vectors
+    same = parts_of(alike(*vectors), as_output(features, projections, ROWS), ROWS)
+    assert same["features"].item() == same["relations"].item() == 0.0
+    # Neither does one whose vectors are turned, scaled, or of another width: only their likeness counts.
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(24, 24)))[0].astype(np.float32)
+    wider = np.concatenate([3 * features @ turn, np.zeros((9, 5), np.float32)], axis=1)
+    turned = parts_of(alike(*vectors), as_output(wider, 0.2 * projections, ROWS), ROWS)
+    assert turned["features"].item() + turned["relations"].item() < 1e-5
+    other = parts_of(alike(*vectors), as_output(features, projections, ROWS[::-1]), ROWS)
+    assert min(other["features"].item(), other["relations"].item()) > 1.0
+
+
+def test_the_order_of_a_batch_does_not_matter(vectors: tuple[np.ndarray, np.ndarray], output: Output) -> None:
+    order = [2, 0, 3, 1]
+    turned = output._replace(
+        logits=output.logits[order],
+        features=output.features[order],
+        projections=tuple(x[order] for x in output.projections),
+    )
+    first = parts_of(alike(*vectors), output, ROWS)
+    second = parts_of(alike(*vectors), turned, [ROWS[k] for k in order])
+    for part in ("features", "relations"):
+        torch.testing.assert_close(first[part], second[part])
+
+
+def test_only_the_student_is_moved_and_towards_its_teacher() -> None:
+    torch.manual_seed(1)
+    student, teacher = torch.randn(6, 4, requires_grad=True), torch.randn(6, 9, requires_grad=True)
+    before = similarity_distance(student, teacher)
+    before.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.norm() > 0
+    assert similarity_distance(student.detach() - student.grad, teacher) < before
+
+
+def test_half_precision_is_enough_to_keep_and_to_compare(
+    vectors: tuple[np.ndarray, np.ndarray], output: Output
+) -> None:
+    whole = parts_of(alike(*vectors), output, ROWS)
+    half = parts_of(alike(*(x.astype(np.float16) for x in vectors)), output, ROWS)
+    for part in ("features", "relations"):
+        assert half[part].dtype == torch.float32
+        assert half[part].item() == pytest.approx(whole[part].item(), rel=1e-3)
+    # Under autocast a product of matrices would be of half precision, were it not for the loss.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = parts_of(alike(*vectors), output, ROWS)
+    for part in ("features", "relations"):
+        torch.testing.assert_close(cast[part], whole[part])
+
+
+def test_what_weighs_nothing_is_neither_kept_nor_wanted(vectors: tuple[np.ndarray, np.ndarray], output: Output) -> None:
+    for objective, name, part in (
+        (alike(*vectors, feature_weight=0.0), "features", "features"),
+        (alike(*vectors, relation_weight=0.0), "projections", "relations"),
+    ):
+        assert name not in objective.state_dict()
+        assert name not in objective.wanted(torch.tensor(ROWS))
+        assert part not in parts_of(objective, output, ROWS)
+
+
+def test_a_weight_needs_what_it_weighs(vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    labels = np.zeros((9, 5), np.float32)
+    with pytest.raises(ValueError, match="the teacher's projections are to weigh 3"):
+        Distillation(silent(labels), labels, temperature=1.0, teacher_share=1.0, relation_weight=3.0)

@@ -67,18 +67,25 @@ def gradients(run: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.endswith("exp_avg")}
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("frozen", ("loss_classify", "loss_contrast", "loss_auxiliary")),
+        ("distilled", ("loss_teacher", "loss_labels", "loss_features", "loss_relations")),
+    ],
+)
 def test_without_chance_and_batch_statistics_a_step_has_the_same_loss_and_the_same_gradients(
-    one: Path, two: Path
+    one: Path, two: Path, name: str, parts: tuple[str, ...]
 ) -> None:
     """One step of all recordings: its loss joins rows of both processes, and so do its gradients."""
-    (ours,), (theirs,) = rows(one / "frozen"), rows(two / "frozen")
-    for part in ("loss_classify", "loss_contrast", "loss_auxiliary"):
+    (ours,), (theirs,) = rows(one / name), rows(two / name)
+    for part in parts:
         assert theirs[part] == pytest.approx(ours[part], rel=1e-5), part
-    first, second = gradients(one / "frozen"), gradients(two / "frozen")
+    first, second = gradients(one / name), gradients(two / name)
     assert first.keys() == second.keys()
     size = max(gradient.abs().max() for gradient in first.values()).item()
-    for name, gradient in first.items():
-        torch.testing.assert_close(second[name], gradient, rtol=1e-3, atol=1e-5 * size, msg=name)
+    for parameter, gradient in first.items():
+        torch.testing.assert_close(second[parameter], gradient, rtol=1e-3, atol=1e-5 * size, msg=parameter)
 
 
 def test_without_chance_and_batch_statistics_a_whole_run_is_the_same(one: Path, two: Path) -> None:

@@ -14,12 +14,12 @@ import pytest
 
 from runtime.model import sigmoid
 from runtime.spec import LEADS_12, ModelSpec
+from runtime.svg import Plot
 from train.dataset import EcgData
 from train.errors import DataError
 from train.evaluate import Scored, report
 from train.metrics import Confusion
 from train.report import PLOT, UNIT, WORST, ecg_strip, write_html
-from train.svg import Plot
 
 SECTIONS = ("labels", "curves", "confusion", "calibration", "errors")
 NASTY = '</script><b title="x">&amp;'
