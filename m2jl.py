@@ -33,8 +33,10 @@ COMMANDS = {
     "distill": "compress.cli",
     "export": "compress.cli",
     "quantize": "compress.cli",
+    "half": "compress.half_cli",
     "verify": "compress.cli",
-    "bench": "runtime.cli",
+    "build": "runtime.build_cli",
+    "bench": "runtime.bench_cli",
     "inspect": "runtime.cli",
     "doctor": "runtime.cli",
 }
@@ -46,6 +48,7 @@ EXTRAS = {
     "lightning_fabric": "train",
     "onnx": "compress",
     "onnxscript": "compress",
+    "paho": "mqtt",
 }
 
 
@@ -91,6 +94,8 @@ def main() -> None:
     """Entry point; see the module's docstring for exit codes."""
     # Two threads that spin while waiting starve each other on small machines; must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy's products here are small: shared out to several threads they take ten times as long.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app()
     except ModuleNotFoundError as error:

@@ -6,19 +6,32 @@ the label stays quiet for ``refractory_s``.  There is never a second onset witho
 could not be judged (gap, bad electrodes) changes nothing: an open alert stays open, earlier windows keep their votes
 for ``memory_s``.  A restart of the device leaves open alerts and nothing else.
 
+`AlertRules` say how severe a label is, what to call it and by which `AlertPolicy` its alert opens and closes:
+
+    rules = AlertRules.load(Path("ward.toml"), model.spec.labels)
+    rules["AFIB"].severity, rules["AFIB"].text, rules["AFIB"].policy.k
+
+They are TOML; `runtime/alerts.toml` is the shipped default, and a file of one's own changes what it names and leaves
+the rest.  `docs/alerts.md` has the keys.
+
 Terms follow IEC 60601-1-8 (alarm condition, priority, latching).  This is decision support for research and
 development, not an alarm system in that standard's sense.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from runtime.errors import OptionError
 
 EventKind = Literal["onset", "update", "offset"]
 SEVERITIES = ("high", "medium", "low", "information")
@@ -50,8 +63,11 @@ class AlertPolicy:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.n:
             raise ValueError(f"k of n needs 1 <= k <= n, not {self.k} of {self.n}")
-        if self.release < 1 or self.margin_logit < 0 or self.refractory_s < 0 or min(self.update_s, self.memory_s) <= 0:
-            raise ValueError("release must be at least 1, times and margin not negative")
+        # Said positively, so that what is not a number is refused too.
+        if not (self.release >= 1 and self.margin_logit >= 0 and self.refractory_s >= 0):
+            raise ValueError("release must be at least 1, margin_logit and refractory_s not negative")
+        if not (self.update_s > 0 and self.memory_s > 0):
+            raise ValueError("update_s and memory_s must be more than 0")
 
 
 def lower_threshold(threshold: float, margin_logit: float) -> float:
@@ -105,16 +121,116 @@ class LabelState:
         self._reported_s = -math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holds for one label: how severe it is, what to call it, how readily its alert opens and closes."""
+
+    severity: str
+    text: str
+    policy: AlertPolicy
+
+
+Tables = dict[str, dict[str, Any]]  # "" is the policy of all labels, else a label
+
+
+class AlertRules:
+    """`Rule` per label, from the shipped default and what was laid over it."""
+
+    def __init__(self, layers: Sequence[Tables]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, label: str) -> Rule:
+        """The rule of a label, by default `DEFAULT_SEVERITY`, its own name and the default policy."""
+        # A later file's word on all labels outranks an earlier one's word on this label.
+        fields = {
+            key: value for layer in self._layers for name in ("", label) for key, value in layer.get(name, {}).items()
+        }
+        severity, text = fields.pop("severity", DEFAULT_SEVERITY), fields.pop("text", label)
+        return Rule(severity, text, AlertPolicy(**fields))
+
+    @classmethod
+    def shipped(cls) -> Self:
+        """What `runtime/alerts.toml` says."""
+        return cls([_shipped()])
+
+    @classmethod
+    def of(cls, policy: AlertPolicy) -> Self:
+        """The shipped severities and texts with one policy for all labels."""
+        return cls([_shipped(), {"": asdict(policy)}])
+
+    @classmethod
+    def load(cls, path: Path, labels: Sequence[str]) -> Self:
+        """A file laid over the shipped default, for a model with these labels.
+
+        Raises:
+            OptionError: missing, not TOML, a key, a label or a value that makes no sense; the message names it.
+        """
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise OptionError(f"cannot read alerts {path}: {error}") from error
+        tables = _checked(document, str(path))
+        for label in sorted(tables.keys() - {""} - set(labels)):
+            raise OptionError(f"{path}: the model has no label {label}{_meant(label, labels)}")
+        rules = cls([_shipped(), tables])
+        for label in labels:
+            try:
+                _ = rules[label]
+            except ValueError as error:
+                raise OptionError(f"{path}: {label}: {error}") from error
+        return rules
+
+
+_COUNTS = {"k", "n", "release"}
+_POLICY_KEYS = tuple(asdict(AlertPolicy()))
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; there is: {', '.join(known)}"
+
+
+def _checked(document: dict[str, Any], source: str) -> Tables:
+    """The tables of a file, all keys and types of values known.
+
+    Raises:
+        OptionError: they are not.
+    """
+
+    def refuse(what: str) -> OptionError:
+        return OptionError(f"{source}: {what}")
+
+    for key, value in document.items():
+        if key not in ("policy", "label"):
+            raise refuse(f"{key} is not known{_meant(key, ('policy', 'label'))}")
+        if not isinstance(value, dict):
+            raise refuse(f"{key} must be a table")
+    tables: Tables = {"": document.get("policy", {}), **document.get("label", {})}
+    for label, table in tables.items():
+        where = f"label.{label}" if label else "policy"
+        if not isinstance(table, dict):
+            raise refuse(f"{where} must be a table")
+        known = (*_POLICY_KEYS, "severity", "text") if label else _POLICY_KEYS
+        for key, value in table.items():
+            if key not in known:
+                raise refuse(f"{where}: {key} is not known{_meant(key, known)}")
+            if key == "severity":
+                if value not in SEVERITIES:
+                    raise refuse(f"{where}: severity {value!r} is not one of {', '.join(SEVERITIES)}")
+            elif key == "text":
+                if not isinstance(value, str) or not value.strip():
+                    raise refuse(f"{where}: text must be words")
+            elif isinstance(value, bool) or not isinstance(value, int if key in _COUNTS else (int, float)):
+                raise refuse(f"{where}: {key} must be a {'whole ' if key in _COUNTS else ''}number, not {value!r}")
+    return tables
+
+
 @cache
+def _shipped() -> Tables:
+    return _checked(tomllib.loads(files("runtime").joinpath("alerts.toml").read_text(encoding="utf-8")), "alerts.toml")
+
+
 def severities() -> dict[str, str]:
-    """Shipped severity per label, from `severity.toml`."""
-    table: dict[str, str] = tomllib.loads(files("runtime").joinpath("severity.toml").read_text())["severity"]
-    unknown = set(table.values()) - set(SEVERITIES)
-    if unknown:
-        raise ValueError(f"severity.toml: unknown severity {', '.join(sorted(unknown))}")
-    return table
-
-
-def severity_of(label: str) -> str:
-    """Severity of a label, `DEFAULT_SEVERITY` where the shipped table does not name it."""
-    return severities().get(label, DEFAULT_SEVERITY)
+    """Shipped severity per label."""
+    return {label: table["severity"] for label, table in _shipped().items() if label}

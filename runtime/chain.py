@@ -8,8 +8,9 @@
     rest = chain.flush()
 
 Windows start at multiples of the spec's hop on the absolute time line, spectrogram frames at multiples of theirs, so
-a frame is computed once, when its last sample arrives, and shared by all windows that hold it.  After a gap call
-`flush`, then `start` with the next sample's index: positions stay absolute, and no window spans the gap.
+a frame is computed once and shared by all windows that hold it.  Nothing is computed before a window is complete: what
+comes within a hop is filtered and transformed in one go.  After a gap call `flush`, then `start` with the next sample's
+index: positions stay absolute, and no window spans the gap.
 
 `batch_windows` is the same for many recordings' windows at once (training, evaluation).
 """
@@ -48,41 +49,48 @@ class Window:
 class SignalChain:
     """Streaming signal chain of one device; see the module's docstring.
 
+    Args:
+        notch_hz: a mains frequency to take out, where the model's band reaches it (`runtime.notch`).
+
+    Attributes:
+        delay_s: of the filter.
+        due_input: absolute index (device rate) of the input with which the next window is complete.
+
     Raises:
         runtime.errors.SourceError: the device's rate does not fit the model.
     """
 
-    def __init__(self, spec: ModelSpec, rate_hz: float) -> None:
+    def __init__(self, spec: ModelSpec, rate_hz: float, notch_hz: float | None = None) -> None:
         self.spec = spec
-        self._resampler = PolyphaseResampler(rate_hz, spec.rate_hz, high_hz=spec.band_hz[1], leads=len(spec.leads))
-        self.delay_s = self._resampler.delay_s
+        self._resampler = PolyphaseResampler(
+            rate_hz, spec.rate_hz, high_hz=spec.band_hz[1], leads=len(spec.leads), notch_hz=notch_hz
+        )
+        self.delay_s, self.notch_hz, self.gain = self._resampler.delay_s, self._resampler.notch_hz, self._resampler.gain
         self._basis = frame_basis(spec)
+        # Derived lengths are worked out at each access of the spec; blocks come too often for that.
+        self._window, self._hop = spec.window_samples, spec.hop_samples
+        self._frame, self._frame_hop = spec.frame_samples, spec.frame_hop_samples
         self.start(0)
 
     def start(self, first_sample: int) -> None:
         """Begin a segment; `first_sample` is the absolute index (device rate) of the first sample to come."""
-        leads, spec = len(self.spec.leads), self.spec
+        leads = len(self.spec.leads)
         self._resampler.start(first_sample)
         self._pending: list[NDArray[np.floating]] = []
         self._next_input = first_sample
         first, _ = self._resampler.push(np.empty((leads, 0), np.float32))
         self._signal = np.empty((leads, 0), np.float32)
         self._signal_first = first
-        hop = spec.frame_hop_samples
-        self._frames = np.empty((leads, 0, spec.bins), np.float32)
-        self._frames_first = self._next_frame = -(-first // hop) * hop
-        self._next_window = -(-first // spec.hop_samples) * spec.hop_samples
+        self._frames = np.empty((leads, 0, self.spec.bins), np.float32)
+        self._frames_first = self._next_frame = -(-first // self._frame_hop) * self._frame_hop
+        self._await_window(-(-first // self._hop) * self._hop)
 
     def push(self, x_mv: NDArray[np.floating]) -> list[Window]:
         """Take samples (leads, n) in mV at the device's rate; give the windows that they complete."""
         self._pending.append(x_mv.copy())  # the caller may use its buffer again
         self._next_input += x_mv.shape[1]
-        # Blocks wait until they complete a frame or a window: small arrays cost numpy more than they hold.
-        spec = self.spec
-        due = min(self._next_frame + spec.frame_samples, self._next_window + spec.window_samples) - 1
-        if self._next_input <= self._resampler.newest_input(due):
-            return []
-        return self._advance(self._take_pending())
+        # Blocks wait until they complete a window: small arrays cost numpy more than they hold.
+        return self._advance(self._take_pending()) if self._next_input > self.due_input else []
 
     def flush(self) -> list[Window]:
         """End the segment; gives the windows that only waited for the filter's delay."""
@@ -95,34 +103,38 @@ class SignalChain:
         self._pending = []
         return self._resampler.push(waiting)[1]
 
+    def _await_window(self, start: int) -> None:
+        """The next window starts at `start`, and is complete with the input `due_input`."""
+        self._next_window = start
+        self.due_input = self._resampler.newest_input(start + self._window - 1)
+
     def _advance(self, fresh: Float32Array) -> list[Window]:
-        spec = self.spec
         self._signal = np.concatenate([self._signal, fresh], axis=1)
         end = self._signal_first + self._signal.shape[1]
         self._extend_frames(end)
         windows = []
-        while self._next_window + spec.window_samples <= end:
+        while self._next_window + self._window <= end:
             windows.append(self._cut(self._next_window))
-            self._next_window += spec.hop_samples
+            self._await_window(self._next_window + self._hop)
         self._forget()
         return windows
 
     def _extend_frames(self, end: int) -> None:
-        length, hop = self.spec.frame_samples, self.spec.frame_hop_samples
+        length, hop = self._frame, self._frame_hop
         count = (end - length - self._next_frame) // hop + 1
         if count <= 0:
             return
-        offset = self._next_frame - self._signal_first
-        views = np.lib.stride_tricks.sliding_window_view(self._signal[:, offset:], length, axis=1)
-        fresh = log_power(views[:, : (count - 1) * hop + 1 : hop].astype(np.float64) @ self._basis, self.spec)
+        first = self._next_frame - self._signal_first
+        samples = first + np.add.outer(hop * np.arange(count), np.arange(length))
+        fresh = log_power(self._signal[:, samples].astype(np.float64) @ self._basis, self.spec)
         self._frames = np.concatenate([self._frames, fresh], axis=1)
         self._next_frame += count * hop
 
     def _cut(self, start: int) -> Window:
         spec = self.spec
         offset = start - self._signal_first
-        signal_mv = self._signal[:, offset : offset + spec.window_samples].copy()
-        first_frame = (start - self._frames_first) // spec.frame_hop_samples
+        signal_mv = self._signal[:, offset : offset + self._window].copy()
+        first_frame = (start - self._frames_first) // self._frame_hop
         frames = self._frames[:, first_frame : first_frame + spec.frames]
         return Window(
             start=start,
@@ -139,10 +151,10 @@ class SignalChain:
         drop = min(max(0, keep - self._signal_first), self._signal.shape[1])
         self._signal = self._signal[:, drop:]
         self._signal_first += drop
-        hop = self.spec.frame_hop_samples
-        drop_frames = min(max(0, (self._next_window - self._frames_first) // hop), self._frames.shape[1])
+        drop_frames = (self._next_window - self._frames_first) // self._frame_hop
+        drop_frames = min(max(0, drop_frames), self._frames.shape[1])
         self._frames = self._frames[:, drop_frames:]
-        self._frames_first += drop_frames * hop
+        self._frames_first += drop_frames * self._frame_hop
 
 
 def batch_windows(signal_mv: NDArray[np.floating], spec: ModelSpec) -> tuple[Float32Array, Float32Array]:

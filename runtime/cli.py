@@ -1,4 +1,4 @@
-"""`m2jl demo`, `run`, `bench`, `inspect` and `doctor`: options and printing; the work is in the other modules."""
+"""`m2jl demo`, `run`, `inspect` and `doctor`: options and printing; the work is in the other modules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 NOT_A_DEVICE = "Decision support for research and development, not a medical device."
 DEFAULT = "m2jlnet-ptbxl-super-int8"
+FILE_PATIENCE_S = 30.0  # how long a recording waits for a sink; a device does not
+
+BackendName = Annotated[
+    str,
+    typer.Option(
+        help="What computes: onnxruntime-cpu, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, or auto; "
+        "m2jl doctor says which can be used."
+    ),
+]
 
 
 @app.callback()
@@ -35,19 +44,44 @@ def parse_patience(text: str) -> float:
 @app.command("run")
 def run(
     source: Annotated[
-        str,
-        typer.Option(help="serial:///dev/ttyUSB0?baud=230400, tcp://host:port or file://RECORD.", show_default=False),
+        list[str],
+        typer.Option(
+            help="serial:///dev/ttyUSB0?baud=230400, tcp://host:port or file://RECORD; may be repeated.",
+            show_default=False,
+        ),
     ],
     model: Annotated[str, typer.Option(help="An .onnx file, or the name of a shipped one.")] = DEFAULT,
-    sink: Annotated[list[str] | None, typer.Option(help="Where events go; may be repeated. - is stdout.")] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Where events go; may be repeated. - is stdout; file:PATH, sqlite:PATH, mqtt://HOST/PREFIX, "
+            "mqtts://HOST/PREFIX; wfdb:FOLDER keeps the signal around alerts, wfdb-full:FOLDER all of it.",
+            show_default="-",
+        ),
+    ] = None,
     speed: Annotated[
         float,
         typer.Option(parser=parse_speed, metavar="N|max", help="For file://: times real time.", show_default="max"),
     ] = float("inf"),
     duration: Annotated[
-        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal.")
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal of each device.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for inference.")] = 1,
+    backend: BackendName = "onnxruntime-cpu",
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Use the CPU, and say so, where the back end cannot be used.")
+    ] = False,
+    sha256: Annotated[
+        str | None, typer.Option(help="Refuse a model that is not this very file.", show_default=False)
+    ] = None,
+    alerts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with severities, texts and how alerts open and close.")
+    ] = None,
+    notch: Annotated[
+        int | None,
+        typer.Option(metavar="50|60", help="Take mains of so many Hz out, where the model's band reaches it."),
+    ] = None,
     reconnect: Annotated[
         float,
         typer.Option(
@@ -58,22 +92,34 @@ def run(
         ),
     ] = float("inf"),
     stats: Annotated[Path | None, typer.Option(help="Write a JSON summary here at the end.")] = None,
+    view: Annotated[bool, typer.Option("--view", help="Show what goes on, on stderr if that is a terminal.")] = False,
 ) -> None:
     """Stream ECG from SOURCE through a model; print alerts as JSON lines on stdout, all else on stderr.
 
-    Ends with the stream, after --duration, or on Ctrl-C or SIGTERM.  A device that was unplugged is waited for.
+    Tests the model on the windows it carries first.  Ends with the stream, after --duration, or on Ctrl-C or SIGTERM.
+    A device that was unplugged is waited for.  Of several devices none waits for another.
 
-    Example: m2jl run --source serial:///dev/ttyUSB0?baud=230400
+    Example: m2jl run --source serial:///dev/ttyUSB0?baud=230400 --view
+
+    Example: m2jl run --source tcp://10.0.0.11:7000 --source tcp://10.0.0.12:7000 --sink sqlite:alerts.db
     """
     import json
     import logging
+    import platform
     import signal
+    import sys
+    from contextlib import ExitStack
+    from functools import partial
 
-    from runtime.alerts import AlertPolicy
+    from rich.console import Console
+
+    from runtime.alerts import AlertRules
+    from runtime.hub import Feed, Hub
     from runtime.model import Model, find_model
     from runtime.session import Session, write_atomically
-    from runtime.sinks import open_sink
+    from runtime.sinks import Sink, kind_of, open_sinks
     from runtime.sources import open_source
+    from runtime.startup import check
 
     logging.basicConfig(format="m2jl: %(message)s", level=logging.WARNING)
     if duration is not None and not math.isfinite(duration):
@@ -82,36 +128,111 @@ def run(
         raise typer.BadParameter(f"there is no folder {stats.parent}", param_hint="--stats")
     if stats is not None and stats.is_dir():
         raise typer.BadParameter(f"{stats} is a folder, not a file", param_hint="--stats")
-    loaded = Model.load(find_model(model), threads=threads)
-    sinks = [open_sink(url) for url in sink or ["-"]]
-    with open_source(source, speed=speed, reconnect_s=reconnect) as opened:
+
+    def say(line: str) -> None:
+        typer.echo(f"m2jl: {line}", err=True)
+
+    console = Console(stderr=True)
+    if view and not console.is_terminal:
+        say("--view needs a terminal on stderr; there is none, so lines of text have to do")
+        view = False
+    # Both would write on the same screen; the view shows the events itself.
+    crowded = view and sys.stdout is not None and sys.stdout.isatty()
+    if crowded and "-" in (sink or ()):
+        raise typer.BadParameter("--view draws where - would print; send stdout elsewhere", param_hint="--sink")
+    if notch not in (None, 50, 60):
+        raise typer.BadParameter(f"mains has 50 or 60 Hz, not {notch}", param_hint="--notch")
+    for url in sink or ():
+        kind_of(url)  # a misspelt one is better known before a device is waited for
+    path = find_model(model)
+    loaded = Model.load(path, threads=threads, backend=backend, fallback=fallback, sha256=sha256, say=say)
+    labels = loaded.spec.labels
+    rules = AlertRules.load(alerts, labels) if alerts is not None else AlertRules.shipped()
+    tested = check(path, loaded)
+    if notch is not None and notch >= loaded.spec.rate_hz / 2:
+        say(f"--notch {notch} is not needed: the low-pass lets nothing from {loaded.spec.rate_hz / 2:g} Hz on through")
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        runner: Session | Hub
+        if len(source) == 1:
+            opened = stack.enter_context(open_source(source[0], speed=speed, reconnect_s=reconnect))
+            say(f"{opened.name} on {source[0]}: {', '.join(opened.leads)} at {opened.rate_hz:g} Hz")
+            runner = Session(
+                opened,
+                loaded,
+                sinks,
+                url=source[0],
+                policy=rules,
+                notch_hz=notch,
+                duration_s=duration,
+                say=say,
+                progress=not view,
+            )
+        else:
+            feeds = [Feed(url, partial(open_source, url, speed=speed, reconnect_s=reconnect)) for url in source]
+            runner = Hub(
+                feeds,
+                loaded,
+                sinks,
+                policy=rules,
+                notch_hz=notch,
+                duration_s=duration,
+                patience_s=reconnect,
+                say=say,
+                progress=not view,
+            )
+        patience_s = FILE_PATIENCE_S if all(url.startswith("file:") for url in source) else 0.0
+        gateway = platform.node() if len(source) > 1 else runner.feeds[0].name
+        delivery = open_sinks(sink or ([] if crowded else ["-"]), gateway, patience_s=patience_s)
+        sinks.append(delivery)
+
+        def stop(*_: object) -> None:
+            runner.interrupt()
+            delivery.hurry()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda _number, _frame: opened.interrupt())
+            signal.signal(number, stop)
+        if view:
+            from runtime.view import View
 
-        def say(line: str) -> None:
-            typer.echo(f"m2jl: {line}", err=True)
-
-        session = Session(opened, loaded, sinks, duration_s=duration, say=say)
-        say(f"{loaded.spec.name} on {source}: {', '.join(opened.leads)} at {opened.rate_hz:g} Hz. {NOT_A_DEVICE}")
+            sinks.append(stack.enter_context(View(console, loaded, runner.feeds)))
+        say(f"{loaded.spec.name}: {tested}. {NOT_A_DEVICE}")
         try:
-            session.run()
+            runner.run()
         finally:
-            result = session.summary()
+            result = runner.summary()
             if stats is not None:
                 write_atomically(stats, json.dumps(result, indent=1) + "\n")
-            needed = AlertPolicy().k
-            if result["windows"] < needed:
-                length_s = loaded.spec.window_s + (needed - 1) * loaded.spec.hop_s
-                say(f"an alert takes {needed} windows, {length_s:g} s of unbroken signal: there was less")
-            if result["probability"]:
-                last = ", ".join(f"{label} {value:.2f}" for label, value in result["probability"].items())
-                say(f"last window: {last}")
-            latency = result["latency_ms"]
-            timing = f", latency p50 {latency['p50']} ms, p99 {latency['p99']} ms" if latency else ""
-            say(
-                f"{result['windows']} windows ({result['windows_unusable']} unusable), "
-                f"{result['samples_missing']} samples lost{timing}"
-            )
+            stack.close()  # first the view, then the last words
+            for line in _last_words(result, loaded.spec, min(rules[label].policy.k for label in labels)):
+                say(line)
+
+
+def _last_words(result: dict[str, Any], spec: Any, needed: int) -> list[str]:
+    """What a session or a hub did, in a few lines; `needed` windows make an alert."""
+    lines = []
+    devices = result.get("devices", [result])
+    for device in devices:
+        name = f"{device['device']}: " if len(devices) > 1 else ""
+        if device["windows"] < needed:
+            length_s = spec.window_s + (needed - 1) * spec.hop_s
+            lines.append(f"{name}an alert takes {needed} windows, {length_s:g} s of unbroken signal: there was less")
+        if device["probability"]:
+            last = ", ".join(f"{label} {value:.2f}" for label, value in device["probability"].items())
+            lines.append(f"{name}last window: {last}")
+        latency = device["latency_ms"]
+        timing = f", latency p50 {latency['p50']} ms, p99 {latency['p99']} ms" if latency else ""
+        dropped = f", {device['windows_dropped']} of them dropped" if device["windows_dropped"] else ""
+        lines.append(
+            f"{name}{device['windows']} windows ({device['windows_unusable']} unusable{dropped}), "
+            f"{device['samples_missing']} samples lost{timing}"
+        )
+    for url, counts in result["sinks"].items():
+        if counts["dropped"] or counts["errors"] or counts.get("samples_dropped"):
+            samples = f" and {counts['samples_dropped']} samples" if counts.get("samples_dropped") else ""
+            why = f" ({counts['last_error']})" if "last_error" in counts else ""
+            lines.append(f"sink {url}: {counts['written']} events written, {counts['dropped']}{samples} lost{why}")
+    return lines
 
 
 @app.command("demo")
@@ -135,6 +256,7 @@ def demo(
 
     from runtime.demo import run_demo
     from runtime.model import find_model, read_model
+    from runtime.view import event_line
 
     if importlib.util.find_spec("wfdb") is None:
         raise ModuleNotFoundError("wfdb", name="wfdb")
@@ -160,24 +282,10 @@ def demo(
     console = Console(record=picture is not None, width=100 if picture else None, highlight=False)
     console.print(f"[bold]M2JLNet Edge[/] - {NOT_A_DEVICE}")
     console.print(f"emulated serial device -> m2jl run ({path.name}, {spec.precision}), {speed:g} times real time\n")
-    result = run_demo(str(path), speed=speed, repeat=repeat, on_event=lambda event: console.print(_event_line(event)))
+    result = run_demo(str(path), speed=speed, repeat=repeat, on_event=lambda event: console.print(event_line(event)))
     _print_demo(console, result, spec.thresholds)
     if picture is not None:
         console.save_svg(str(picture), title="make demo")
-
-
-_COLOURS = {"high": "red", "medium": "yellow", "low": "cyan", "information": "green"}
-
-
-def _event_line(event: dict[str, Any]) -> str:
-    t_s = f"{event['t_device_s']:6.1f} s"
-    if event["label"] is None:
-        return f"  {t_s}  {event['event']:<8} {event['detail'] or event['quality']}"
-    colour = _COLOURS.get(event["severity"], "white")
-    return (
-        f"  {t_s}  {event['event']:<8} [{colour}]{event['label']:<5}[/] probability {event['probability']:.2f}"
-        f"  ({event['severity']})"
-    )
 
 
 def _print_demo(console: Any, result: Any, thresholds: tuple[float, ...]) -> None:
@@ -206,63 +314,6 @@ def _print_demo(console: Any, result: Any, thresholds: tuple[float, ...]) -> Non
     console.print(f"recording        {record['source']}", style="dim")
 
 
-@app.command("bench")
-def bench(
-    models: Annotated[list[str], typer.Argument(help=".onnx files, or names of shipped ones.", show_default=False)],
-    windows: Annotated[int, typer.Option(min=1, help="Windows to time, after a warm-up.")] = 1000,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for inference.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Windows per call.")] = 1,
-    accuracy: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Output of m2jl evaluate --json; joined by the model's SHA-256."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure latency, throughput and memory of models on this machine, each in a process of its own.
-
-    p50 and p99 are of one call of the model, speed is against the first model, hop of the whole chain from samples to
-    alerts, MB the peak memory and KB the file.
-
-    Example: m2jl bench student.onnx student-int8.onnx --accuracy int8.json
-    """
-    import json
-
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from runtime.bench import BenchConfig
-    from runtime.bench import bench as measure_all
-    from runtime.model import find_model
-
-    config = BenchConfig(windows, threads, batch)
-    with Console(stderr=True).status("measuring") as status:
-        rows = measure_all([find_model(name) for name in models], config, accuracy or [], say=status.update)
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    first = rows[0]["machine"]
-    title = f"{first['cpu']}, {threads} thread(s), batch {batch}; times in ms"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("model", overflow="fold", min_width=20)
-    for column in ("p50", "p99", "speed", "hop p50", "MB", "KB", "AUC"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        scored = row["accuracy"]
-        table.add_row(
-            Path(row["model"]).stem,
-            f"{row['latency_ms']['p50']:.2f}",
-            f"{row['latency_ms']['p99']:.2f}",
-            f"x{rows[0]['latency_ms']['p50'] / row['latency_ms']['p50']:.2f}",
-            f"{row['hop_ms']['p50']:.2f}",
-            f"{row['peak_rss_mb']:.0f}",
-            f"{row['file_kb']:.0f}",
-            "-" if scored is None else f"{scored['macro_auc']:.3f}",
-        )
-    Console().print(table)
-    typer.echo("energy: not measured, no supported meter is read by this release", err=True)
-
-
 @app.command("inspect")
 def inspect(
     model: Annotated[str, typer.Argument(help="An .onnx file, or the name of a shipped one.", show_default=False)],
@@ -270,6 +321,7 @@ def inspect(
     test: Annotated[
         bool, typer.Option("--self-test", help="Instead, run the windows in the file; exit code 1 if logits differ.")
     ] = False,
+    backend: BackendName = "onnxruntime-cpu",
 ) -> None:
     """Print what a model says of itself: inputs, labels, thresholds, training, size and operators.
 
@@ -281,7 +333,7 @@ def inspect(
     from runtime.model import find_model
 
     if test:
-        _self_test(find_model(model), as_json=as_json)
+        _self_test(find_model(model), backend, as_json=as_json)
         return
     facts = inspect_model(find_model(model))
     if as_json:
@@ -308,14 +360,14 @@ def inspect(
         typer.echo(f"{name:<12} {value}")
 
 
-def _self_test(path: Path, *, as_json: bool) -> None:
+def _self_test(path: Path, backend: str, *, as_json: bool) -> None:
     import json
 
     from runtime.golden import read_golden, self_test
     from runtime.model import Model
 
     golden = read_golden(path)
-    model = Model.load(path)
+    model = Model.load(path, backend=backend)
     result = self_test(model, golden)
     if as_json:
         error = result.max_error if math.isfinite(result.max_error) else None  # JSON has no NaN
@@ -346,7 +398,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         return
     machine = facts["machine"]
     typer.echo(f"{machine['cpu']}, {machine['cores']} cores, {machine['arch']}, Python {facts['python']}")
-    typer.echo(f"ONNX Runtime providers: {', '.join(facts['providers'])}")
+    typer.echo("back ends:")
+    for name, lacks in facts["backends"].items():
+        typer.echo(f"  {name:<20} {f'cannot be used: {lacks}' if lacks else 'can be used'}")
     typer.echo(f"shipped models: {', '.join(facts['models']) or 'none'}")
     for name, found in facts["packages"].items():
         extra, use = PACKAGES[name]

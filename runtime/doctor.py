@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtime.bench import installed, machine
+from runtime.backend import BACKENDS, missing
+from runtime.machine import installed, machine
 from runtime.model import SHIPPED, read_model
 
 # Package -> what is missing without it, and the extra that brings it ("" for the base install).
@@ -45,7 +46,10 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, execution providers and shipped models on this machine; None for a package that is missing."""
+    """Versions, back ends and shipped models on this machine.
+
+    None stands for a package that is missing; for a back end it means that nothing is, or else there is the reason.
+    """
     packages = {name: installed(name) for name in PACKAGES}
     try:
         import onnxruntime
@@ -58,5 +62,6 @@ def examine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": packages,
         "providers": providers,
+        "backends": {name: missing(name) for name in BACKENDS},
         "models": sorted(path.name for path in SHIPPED.glob("*.onnx")),
     }

@@ -17,11 +17,13 @@ class Event:
 
     Attributes:
         event: what happened.
-        label, severity, probability: of an alert; None for `quality` and `link`.
+        label, severity, text, probability: of an alert; None for `quality` and `link`.
         t_device_s: on the device's sample clock; for an alert the end of the window that decided.
         window: first sample and one past the last, on the device's sample clock; None for `link`.
-        quality: ``{"ok": bool, "faults": {lead: fault}}`` of that window; None for `link`.
+        quality: ``{"ok": bool, "faults": {lead: fault}}`` of that window; None for `link`.  Also ``"warnings": {lead:
+            warning}`` where there is something (mains) that does not reach the model.
         model: name and SHA-256 of the file that decided.
+        device: whose it is: what the device calls itself, or its address where two have the same name.
         detail: what a `link` event says.
         time: UTC wall time at which the gateway said so.
     """
@@ -29,8 +31,10 @@ class Event:
     event: Kind
     t_device_s: float
     model: dict[str, str]
+    device: str | None = None
     label: str | None = None
     severity: str | None = None
+    text: str | None = None
     probability: float | None = None
     window: tuple[int, int] | None = None
     quality: dict[str, Any] | None = None

@@ -15,17 +15,19 @@ after a gap, a new segment starts on the same absolute positions.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import firwin, kaiserord
 
 from runtime.errors import SourceError
+from runtime.notch import design_notch
 
 STOP_BAND_DB = 60.0
 MIN_TRANSITION_HZ = 2.0  # a narrower one would need seconds of filter
 MAX_PHASES = 1000  # a ratio such as 100/256.41 would need a filter bank of thousands of phases
+OUTPUTS_PER_PRODUCT = 25  # of all phases: more waste products with zeros, fewer are too many calls
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -33,9 +35,12 @@ Float64Array = NDArray[np.float64]
 
 def design_low_pass(rate_hz: float, pass_hz: float, stop_hz: float) -> Float64Array:
     """Odd-length Kaiser FIR, unit gain at 0 Hz, flat to `pass_hz`, `STOP_BAND_DB` down from `stop_hz`."""
-    taps, beta = kaiserord(STOP_BAND_DB, (stop_hz - pass_hz) / (rate_hz / 2))
-    response = firwin(taps | 1, (pass_hz + stop_hz) / 2, window=("kaiser", beta), fs=rate_hz)
-    return np.asarray(response, dtype=np.float64)
+    # Kaiser's own formulas, as in scipy.signal.kaiserord and firwin; importing that takes a second, a board's three.
+    beta = 0.1102 * (STOP_BAND_DB - 8.7)
+    taps = math.ceil((STOP_BAND_DB - 7.95) / (2.285 * 2 * np.pi * (stop_hz - pass_hz) / rate_hz) + 1) | 1
+    position = np.arange(taps) - (taps - 1) / 2
+    response = np.sinc((pass_hz + stop_hz) / rate_hz * position) * np.kaiser(taps, beta)
+    return np.asarray(response / response.sum(), dtype=np.float64)
 
 
 class PolyphaseResampler:
@@ -46,12 +51,18 @@ class PolyphaseResampler:
         rate_out_hz: the model's rate; ``rate_out_hz / rate_in_hz`` must be a ratio of small whole numbers.
         high_hz: upper edge of the pass band; the stop band starts at half of the lower of the two rates.
         leads: number of leads.
+        notch_hz: a mains frequency to take out, if the low-pass does not.
+
+    Attributes:
+        notch_hz: what is taken out by a notch (`runtime.notch`); None where none was asked for or none is needed.
 
     Raises:
         SourceError: the rates do not fit.
     """
 
-    def __init__(self, rate_in_hz: float, rate_out_hz: float, *, high_hz: float, leads: int) -> None:
+    def __init__(
+        self, rate_in_hz: float, rate_out_hz: float, *, high_hz: float, leads: int, notch_hz: float | None = None
+    ) -> None:
         # Written so that it refuses what is not a number, too; and before a rate near zero becomes a denominator.
         if not 2 * high_hz < rate_in_hz < float("inf"):
             raise SourceError(f"a rate of {rate_in_hz:g} Hz cannot carry the model's band up to {high_hz:g} Hz")
@@ -66,19 +77,34 @@ class PolyphaseResampler:
                 f"at least {2 * (high_hz + MIN_TRANSITION_HZ):g} Hz is needed"
             )
         response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
+        self.notch_hz = notch_hz if notch_hz is not None and notch_hz < stop_hz else None
+        if self.notch_hz is not None:
+            response = np.convolve(response, design_notch(rate_in_hz * self._up, self.notch_hz))
+        self._response, self._response_hz = response / self._up, rate_in_hz * self._up
         self._half = len(response) // 2
         self._taps = -(-len(response) // self._up)  # per phase
         padded = np.zeros(self._taps * self._up)
         padded[: len(response)] = response
         # Row p: taps h[p], h[p + up], ... reversed, so that a dot product with inputs in time order convolves.
-        self._bank = padded.reshape(self._taps, self._up).T[:, ::-1].copy()
+        bank = padded.reshape(self._taps, self._up).T[:, ::-1].copy()
         # All phases get the same gain at 0 Hz: the stop band's ripple would turn a 300 mV offset into 0.1 mV of noise.
-        self._bank /= self._bank.sum(axis=1, keepdims=True)
+        bank /= bank.sum(axis=1, keepdims=True)
+        # Column k holds the same taps, `down` inputs later: one matrix product gives a phase's next few outputs, which
+        # costs a fraction of a dot product each.
+        self._columns = max(4, OUTPUTS_PER_PRODUCT // self._up)
+        self._bank = np.zeros((self._up, (self._columns - 1) * self._down + self._taps, self._columns))
+        for k in range(self._columns):
+            self._bank[:, k * self._down : k * self._down + self._taps, k] = bank
         self._leads = leads
         self.delay_s = self._half / (rate_in_hz * self._up)
         self._tail: Float64Array | None = None
         self._tail_first = 0
         self._next_output = 0
+
+    def gain(self, freq_hz: float) -> float:
+        """Amplitude that is left of a sine of this frequency and amplitude 1."""
+        turns = np.arange(len(self._response)) * (freq_hz / self._response_hz)
+        return float(abs(self._response @ np.exp(-2j * np.pi * turns)))
 
     def start(self, first_sample: int) -> None:
         """Begin a segment whose first input has the absolute index `first_sample` (device rate)."""
@@ -125,9 +151,13 @@ class PolyphaseResampler:
             # Outputs first+k, first+k+up, ... share a phase; their inputs are `down` apart.
             phase = ((first + k) * self._down + self._half) % self._up
             start = self.newest_input(first + k) - self._taps + 1 - self._tail_first
-            columns = np.lib.stride_tricks.sliding_window_view(self._tail[:, start:], self._taps, axis=1)
-            wanted = len(range(k, count, self._up))
-            y[:, k :: self._up] = columns[:, : (wanted - 1) * self._down + 1 : self._down] @ self._bank[phase]
+            for n in range(k, count, self._up * self._columns):
+                wanted = min(self._columns, len(range(n, count, self._up)))
+                span = (wanted - 1) * self._down + self._taps
+                y[:, n : n + wanted * self._up : self._up] = (
+                    self._tail[:, start : start + span] @ self._bank[phase, :span, :wanted]
+                )
+                start += self._columns * self._down
         self._next_output = first + count
         oldest_needed = self.newest_input(self._next_output) - self._taps + 1
         drop = max(0, min(oldest_needed - self._tail_first, self._tail.shape[1]))

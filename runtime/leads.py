@@ -10,7 +10,7 @@ Four of the six limb leads follow from any two (Einthoven, Goldberger); chest le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,14 @@ class Derivation:
     """A linear map (model leads, device leads) in mV."""
 
     matrix: NDArray[np.float32]
+    _same: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_same", np.array_equal(self.matrix, np.eye(len(self.matrix))))
 
     def apply(self, device_mv: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(device leads, samples) -> (model leads, samples)."""
-        return self.matrix @ device_mv
+        """(device leads, samples) -> (model leads, samples); what was given where the leads are the same."""
+        return device_mv if self._same else self.matrix @ device_mv
 
     def spread(self, device_flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Flags per device lead -> per model lead: a lead is as bad as any lead it is made of."""

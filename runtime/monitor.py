@@ -18,19 +18,20 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.alerts import AlertPolicy, LabelState, severity_of
+from runtime.alerts import AlertPolicy, AlertRules, LabelState
 from runtime.chain import SignalChain, Window
-from runtime.events import Event
+from runtime.events import Event, Kind
 from runtime.leads import derive
 from runtime.model import Model
-from runtime.quality import judge
+from runtime.quality import MAINS_MV, InputCheck, judge
 
-KEPT_LATENCIES = 100_000  # about a day of windows at a hop of one second
+KEPT_LATENCIES = 20_000  # the last five hours at a hop of one second; a day of them is megabytes
+OVERRUN = {"gateway": "too slow, windows dropped"}  # fault of windows that were given up
 
 
 class SampleBlock(Protocol):
@@ -57,7 +58,7 @@ class MonitorStats:
     Attributes:
         samples: per lead, taken in.
         missing_samples: per lead, that the device or the wire lost.
-        windows: cut, of which `windows_unusable` were not classified.
+        windows: cut, of which `windows_unusable` were not classified, of which `windows_dropped` for want of time.
         latency_ms: per window, from its last block's arrival to its events.
         probability: of the last classified window, per label.
     """
@@ -66,33 +67,96 @@ class MonitorStats:
     missing_samples: int = 0
     windows: int = 0
     windows_unusable: int = 0
+    windows_dropped: int = 0
     latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_LATENCIES))
     probability: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A window that no model has seen yet.
+
+    Attributes:
+        span: first sample and one past the last, on the device's clock.
+        faults: why it is not to be classified, by lead.
+        warnings: what is wrong with a lead and does not reach the model.
+        window: what is to be classified, None where there are faults.
+        began_s: when its last block arrived, on `time.perf_counter`.
+        dropped: how many windows this stands for that had to be given up, see `give_up`.
+    """
+
+    span: tuple[int, int]
+    faults: dict[str, str]
+    window: Window | None
+    began_s: float
+    dropped: int = 0
+    warnings: dict[str, str] = field(default_factory=dict)
+
+    def give_up(self, before: Cut | None = None) -> Cut:
+        """What is left of a window for which there is no time, added to the one `before` it."""
+        earlier = (self.span[0], 0) if before is None else (before.span[0], before.dropped)
+        return Cut((earlier[0], self.span[1]), OVERRUN, None, self.began_s, earlier[1] + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something happened to the link at device time `t_s`."""
+
+    t_s: float
+    detail: str
+    restarted: bool = False
+
+
+Step = Cut | News
 
 
 class Monitor:
     """Signal chain, model and alert logic of one device.
 
+    `push` is `take`, the model, and `settle` in one.  Where windows of many devices go through the model together (see
+    `runtime.hub`), one thread may call `take` and another `settle`: the halves share nothing but `stats`.
+
     Args:
         model: what to run.
         leads: the device's leads by name, in the order of the blocks' rows.
         rate_hz: the device's rate.
-        policy: how readily alerts open and close.
+        policy: how readily alerts open and close, for all labels; or that and severity and text per label.
+        device: its name in events.
+        notch_hz: mains frequency to take out, where the model's band reaches it.
+
+    Attributes:
+        rules: one per label.
 
     Raises:
         runtime.errors.SourceError: the device's leads or rate do not fit the model.
     """
 
-    def __init__(self, model: Model, leads: Sequence[str], rate_hz: float, policy: AlertPolicy | None = None) -> None:
-        self.model, self.rate_hz = model, rate_hz
-        self._policy = policy or AlertPolicy()
+    def __init__(
+        self,
+        model: Model,
+        leads: Sequence[str],
+        rate_hz: float,
+        policy: AlertPolicy | AlertRules | None = None,
+        device: str | None = None,
+        notch_hz: float | None = None,
+    ) -> None:
+        self.model, self.rate_hz, self.device = model, rate_hz, device
+        rules = AlertRules.of(policy) if isinstance(policy, AlertPolicy) else policy or AlertRules.shipped()
+        self.rules = [rules[label] for label in model.spec.labels]
         self._derivation = derive(leads, model.spec.leads)
-        self._chain = SignalChain(model.spec, rate_hz)
-        self._states = [LabelState(threshold, self._policy) for threshold in model.spec.thresholds]
+        self._chain = SignalChain(model.spec, rate_hz, notch_hz)
+        self._input = InputCheck(rate_hz, len(leads))
+        self._mains_gain = np.array([self._chain.gain(hz) for hz in self._input.mains_hz])
+        self._states = [
+            LabelState(threshold, rule.policy)
+            for threshold, rule in zip(model.spec.thresholds, self.rules, strict=True)
+        ]
         self._identity = {"name": model.spec.name, "sha256": model.sha256}
         self._flags: deque[tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]] = deque()
         self._faults: dict[str, str] = {}
+        self._warnings: dict[str, str] = {}
         self._expected: int | None = None
+        self._blocks: list[NDArray[np.float32]] = []
         self.stats = MonitorStats()
 
     @property
@@ -100,36 +164,89 @@ class Monitor:
         """Labels whose alert is open."""
         return tuple(label for label, state in zip(self.model.spec.labels, self._states, strict=True) if state.open)
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """What is wrong with the last window, by lead; empty if nothing is."""
+        return self._faults
+
     def push(self, block: SampleBlock) -> list[Event]:
         """Take the next block; give what it led to."""
-        began_s = time.perf_counter()
-        events: list[Event] = []
-        count = block.ecg_mv.shape[1]
-        if self._expected is None or block.restarted or block.first_sample != self._expected:
-            events += self._begin_segment(block, began_s)
-        self._expected = block.first_sample + count
-        self.stats.samples += count
-        if block.lead_off.any() or block.saturated.any():
-            flags = (self._derivation.spread(block.lead_off), self._derivation.spread(block.saturated))
-            self._flags.append((block.first_sample, self._expected, *flags))
-        windows = self._chain.push(self._derivation.apply(block.ecg_mv))
-        return events + self._classify(windows, began_s)
+        return self._carry_through(self.take(block))
 
     def finish(self) -> list[Event]:
         """The stream is over: give what its last windows led to.  Open alerts stay open."""
-        return self._classify(self._chain.flush(), time.perf_counter())
+        return self._carry_through(self.take_rest())
 
-    def _begin_segment(self, block: SampleBlock, began_s: float) -> list[Event]:
+    def take(self, block: SampleBlock) -> list[Step]:
+        """The first half of `push`: the windows that a block completes, and what happened before and between them."""
+        steps: list[Step] = []
+        count = block.ecg_mv.shape[1]
+        if self._expected is None or block.restarted or block.first_sample != self._expected:
+            steps = self._begin_segment(block)
+        self._expected = block.first_sample + count
+        self.stats.samples += count
+        if np.count_nonzero(block.lead_off) or np.count_nonzero(block.saturated):  # any() takes three times as long
+            flags = (self._derivation.spread(block.lead_off), self._derivation.spread(block.saturated))
+            self._flags.append((block.first_sample, self._expected, *flags))
+        self._blocks.append(block.ecg_mv)
+        # Blocks wait until they complete a window: small arrays cost numpy more than they hold.
+        if self._expected > self._chain.due_input:
+            began_s = time.perf_counter()
+            steps += self._cut(self._push_blocks(), began_s)
+        return steps
+
+    def take_rest(self) -> list[Step]:
+        """The first half of `finish`."""
+        began_s = time.perf_counter()
+        return self._cut(self._push_blocks() + self._chain.flush(), began_s)
+
+    def _push_blocks(self) -> list[Window]:
+        """Send the blocks that wait through the chain."""
+        if not self._blocks:
+            return []
+        ecg_mv = np.concatenate(self._blocks, axis=1)
+        self._blocks.clear()
+        self._input.push(ecg_mv)
+        return self._chain.push(self._derivation.apply(ecg_mv))
+
+    def news(self, detail: str) -> News:
+        """What happened to the link after the last block."""
+        return News((self._expected or 0) / self.rate_hz, detail)
+
+    def settle(self, step: Step, probabilities: NDArray[np.float64] | None = None) -> list[Event]:
+        """The second half: what a step leads to.  Steps come in the order in which they were taken.
+
+        Args:
+            probabilities: (labels,) of a `Cut` whose window is to be classified.
+        """
+        if isinstance(step, News):
+            if step.restarted:
+                for state in self._states:
+                    state.restart_clock()
+            return [self._event("link", step.t_s, detail=step.detail)]
+        events = self._judge(step, [] if probabilities is None else probabilities.tolist())
+        if not step.dropped:
+            self.stats.latency_ms.append((time.perf_counter() - step.began_s) * 1e3)
+        return events
+
+    def _carry_through(self, steps: list[Step]) -> list[Event]:
+        events: list[Event] = []
+        for step in steps:
+            window = step.window if isinstance(step, Cut) else None
+            events += self.settle(
+                step, None if window is None else self.model.probabilities(window.ecg, window.spectrogram)[0]
+            )
+        return events
+
+    def _begin_segment(self, block: SampleBlock) -> list[Step]:
         """End the segment before, say why, and start one at this block."""
-        events = self._classify(self._chain.flush(), began_s)
+        steps = self.take_rest()
         t_s = block.first_sample / self.rate_hz
         # Windows do not reach over the segment's edge, so its flags bind none to come.
         self._flags.clear()
         if block.restarted:
             self.stats.missing_samples += block.missing_samples
-            for state in self._states:
-                state.restart_clock()
-            events.append(Event("link", t_s, self._identity, detail="the device restarted"))
+            steps.append(News(t_s, "the device restarted", restarted=True))
         elif self._expected is not None:
             if block.first_sample < self._expected:
                 raise ValueError(
@@ -137,69 +254,90 @@ class Monitor:
                 )
             lost = block.first_sample - self._expected
             self.stats.missing_samples += lost
-            events.append(Event("link", t_s, self._identity, detail=f"{lost} samples lost"))
+            steps.append(News(t_s, f"{lost} samples lost"))
         elif block.missing_samples:
             self.stats.missing_samples += block.missing_samples
         self._chain.start(block.first_sample)
-        return events
+        self._input.start(block.first_sample)
+        return steps
 
-    def _classify(self, windows: list[Window], began_s: float) -> list[Event]:
-        events: list[Event] = []
+    def _cut(self, windows: list[Window], began_s: float) -> list[Step]:
+        steps: list[Step] = []
         for window in windows:
-            events += self._judge(window)
-            self.stats.latency_ms.append((time.perf_counter() - began_s) * 1e3)
-        return events
+            span = self._device_span(window)
+            faults, warnings = self._faults_of(window, span)
+            steps.append(Cut(span, faults, None if faults else window, began_s, warnings=warnings))
+        return steps
 
     def _device_span(self, window: Window) -> tuple[int, int]:
         ratio = self.rate_hz / self.model.spec.rate_hz
         return round(window.start * ratio), round((window.start + self.model.spec.window_samples) * ratio)
 
-    def _faults_of(self, window: Window, span: tuple[int, int]) -> dict[str, str]:
-        """Fault per unusable lead: what the front end reported within the window, else what the signal shows."""
+    def _faults_of(self, window: Window, span: tuple[int, int]) -> tuple[dict[str, str], dict[str, str]]:
+        """Fault per unusable lead, causes that are known before what only shows; and warnings per lead."""
+        spec = self.model.spec
+        faults = judge(window.signal_mv, window.ecg[0] * np.float32(spec.scale_mv), spec.rate_hz)
+        clipped, mains_mv = self._input.within(*span)
+        if mains_mv.size and mains_mv.max() > MAINS_MV:
+            mains = self._derivation.spread(mains_mv.max(axis=1) > MAINS_MV)
+            reaching = self._derivation.spread((mains_mv * self._mains_gain).max(axis=1) > MAINS_MV)
+            _mark(faults, "mains", reaching)
+            warnings = {lead: "mains" for lead, bad in zip(spec.leads, mains & ~reaching, strict=True) if bad}
+        else:
+            warnings = {}
+        if clipped.any():
+            _mark(faults, "clipped", self._derivation.spread(clipped))
         # The filter reaches this much further than the window on either side.
         reach = math.ceil(self._chain.delay_s * self.rate_hz)
         while self._flags and self._flags[0][1] <= span[0] - reach:
             self._flags.popleft()
-        faults = judge(window.signal_mv)
-        for first, end, lead_off, saturated in self._flags:
-            if first < span[1] + reach and end > span[0] - reach:
-                for k in range(len(faults)):
-                    faults[k] = "lead off" if lead_off[k] else faults[k] or ("saturated" if saturated[k] else "")
-        return {lead: fault for lead, fault in zip(self.model.spec.leads, faults, strict=True) if fault}
+        near = [flags for flags in self._flags if flags[0] < span[1] + reach and flags[1] > span[0] - reach]
+        if near:
+            _mark(faults, "saturated", np.any([saturated for _, _, _, saturated in near], axis=0))
+            _mark(faults, "lead off", np.any([lead_off for _, _, lead_off, _ in near], axis=0))
+        return {lead: fault for lead, fault in zip(spec.leads, faults, strict=True) if fault}, warnings
 
-    def _judge(self, window: Window) -> list[Event]:
-        span = self._device_span(window)
-        t_s = span[1] / self.rate_hz
-        faults = self._faults_of(window, span)
-        labels = self.model.spec.labels
-        probabilities: list[float] = []
-        if not faults:
-            probabilities = self.model.probabilities(window.ecg, window.spectrogram)[0].tolist()
-            if not all(map(math.isfinite, probabilities)):
-                faults = {"model": "output is not a number"}
-        quality = {"ok": not faults, "faults": faults}
-        self.stats.windows += 1
+    def _judge(self, cut: Cut, probabilities: list[float]) -> list[Event]:
+        t_s = cut.span[1] / self.rate_hz
+        faults = cut.faults
+        if not all(map(math.isfinite, probabilities)):
+            faults = {"model": "output is not a number"}
+        quality: dict[str, Any] = {"ok": not faults, "faults": faults}
+        if cut.warnings:
+            quality["warnings"] = cut.warnings
+        self.stats.windows += max(1, cut.dropped)
+        self.stats.windows_dropped += cut.dropped
         events: list[Event] = []
-        if faults != self._faults:
-            self._faults = faults
-            events.append(Event("quality", t_s, self._identity, window=span, quality=quality))
+        if faults != self._faults or cut.warnings != self._warnings:
+            self._faults, self._warnings = faults, cut.warnings
+            events.append(self._event("quality", t_s, window=cut.span, quality=quality))
         if faults:
-            self.stats.windows_unusable += 1
+            self.stats.windows_unusable += max(1, cut.dropped)
             return events
+        labels = self.model.spec.labels
         self.stats.probability = dict(zip(labels, probabilities, strict=True))
-        for label, state, probability in zip(labels, self._states, probabilities, strict=True):
+        for label, state, rule, probability in zip(labels, self._states, self.rules, probabilities, strict=True):
             kind = state.step(probability, t_s)
             if kind:
                 events.append(
-                    Event(
+                    self._event(
                         kind,
                         t_s,
-                        self._identity,
                         label=label,
-                        severity=severity_of(label),
+                        severity=rule.severity,
+                        text=rule.text,
                         probability=round(probability, 4),
-                        window=span,
+                        window=cut.span,
                         quality=quality,
                     )
                 )
         return events
+
+    def _event(self, kind: Kind, t_s: float, **fields: Any) -> Event:
+        return Event(kind, t_s, self._identity, self.device, **fields)
+
+
+def _mark(faults: list[str], fault: str, leads: NDArray[np.bool_]) -> None:
+    """Name the fault of some leads, in place."""
+    for lead in np.flatnonzero(leads):
+        faults[lead] = fault

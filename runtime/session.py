@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from firmware_bridge import LinkChange
+from runtime.alerts import AlertPolicy, AlertRules
 from runtime.events import Event
 from runtime.model import Model
 from runtime.monitor import Monitor, MonitorStats
-from runtime.sinks import Sink
+from runtime.sinks import BlockSink, Origin, Sink, report_of
 from runtime.sources import Source
 
 log = logging.getLogger("runtime")
@@ -37,11 +38,12 @@ def percentiles_ms(values_ms: Sequence[float]) -> dict[str, float]:
 
 
 def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts: Sequence[str]) -> dict[str, Any]:
-    """What a session did, as one JSON-ready object (`m2jl run --stats`)."""
+    """What became of one device, as a JSON-ready object (`m2jl run --stats`)."""
     return {
         "model": {"name": model.spec.name, "sha256": model.sha256},
         "windows": stats.windows,
         "windows_unusable": stats.windows_unusable,
+        "windows_dropped": stats.windows_dropped,
         "samples": stats.samples,
         # The link also knows of losses at the very end and before a restart, which no block tells of.
         "samples_missing": link.get("samples_missing", stats.missing_samples),
@@ -52,11 +54,14 @@ def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            partial.write_text(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -66,8 +71,11 @@ class Session:
     """Runs one source through one model into sinks.
 
     Args:
+        url: where the source is.
+        policy, notch_hz: see `Monitor`.
         duration_s: of signal, on the device's clock; None for until the stream ends.
-        say: takes a progress line now and then.
+        say: takes a line now and then.
+        progress: say how far it is every `REPORT_EVERY_S`, too.
     """
 
     def __init__(
@@ -76,13 +84,19 @@ class Session:
         model: Model,
         sinks: Sequence[Sink],
         *,
+        url: str = "",
+        policy: AlertPolicy | AlertRules | None = None,
+        notch_hz: float | None = None,
         duration_s: float | None = None,
         say: Callable[[str], None] = log.info,
+        progress: bool = True,
     ) -> None:
-        self._source, self._model, self._sinks = source, model, sinks
-        self._duration_s, self._say = duration_s, say
-        self._monitor = Monitor(model, source.leads, source.rate_hz)
-        self._samples_seen = 0  # on the device's clock
+        self.source, self._model, self._sinks = source, model, sinks
+        self._duration_s, self._say, self._tells_progress = duration_s, say, progress
+        self.name, self.url = source.name, url or source.name
+        self.monitor = Monitor(model, source.leads, source.rate_hz, policy, self.name, notch_hz)
+        self.state = "waiting"  # then "streaming", "lost" and "ended"
+        self.feeds = (self,)  # what there is to look at, as in `runtime.hub`
 
     def run(self) -> dict[str, Any]:
         """Stream until the end; give the session's `summary`.
@@ -90,37 +104,46 @@ class Session:
         Raises:
             firmware_bridge.BridgeError: the link was lost for good; sinks have got all that came before.
         """
-        reported_s, stats = time.monotonic(), self._monitor.stats
-        limit = None if self._duration_s is None else round(self._duration_s * self._source.rate_hz)
+        reported_s, stats = time.monotonic(), self.monitor.stats
+        limit = None if self._duration_s is None else round(self._duration_s * self.source.rate_hz)
+        block_sinks = [sink for sink in self._sinks if isinstance(sink, BlockSink)]
+        origin = Origin(self.name, self.source.leads, self.source.rate_hz, self.source.step_mv)
+        self.state = "streaming"
         try:
-            for block in self._source.blocks(self._tell_link):
-                self._samples_seen = block.first_sample + block.ecg_mv.shape[1]
-                self._deliver(self._monitor.push(block))
+            for block in self.source.blocks(self._tell_link):
+                for keeps in block_sinks:
+                    keeps.write_block(origin, block)
+                self._deliver(self.monitor.push(block))
                 if limit is not None and stats.samples + stats.missing_samples >= limit:
                     break
-                if time.monotonic() - reported_s >= REPORT_EVERY_S:
+                if self._tells_progress and time.monotonic() - reported_s >= REPORT_EVERY_S:
                     reported_s = time.monotonic()
                     self._say(self._progress())
         finally:
+            self.state = "ended"
             # Whatever ended the stream, what was received is judged, and sinks deliver what they hold.
             try:
-                self._deliver(self._monitor.finish())
+                self._deliver(self.monitor.finish())
             finally:
                 for sink in self._sinks:
                     sink.close()
         return self.summary()
 
+    def interrupt(self) -> None:
+        """Make `run` end soon.  May be called from a signal handler or another thread."""
+        self.source.interrupt()
+
     def summary(self) -> dict[str, Any]:
         """Counts so far."""
-        monitor = self._monitor
-        return summary(self._model, monitor.stats, self._source.link_stats(), monitor.open_alerts)
+        monitor = self.monitor
+        fields = summary(self._model, monitor.stats, self.source.link_stats(), monitor.open_alerts)
+        return {**fields, "sinks": report_of(self._sinks)}
 
     def _tell_link(self, change: LinkChange) -> None:
         """What was lost meanwhile is told by the monitor, with the next block."""
+        self.state = "lost" if change.state == "lost" else "streaming"
         self._say(change.detail)
-        t_s = self._samples_seen / self._source.rate_hz
-        identity = {"name": self._model.spec.name, "sha256": self._model.sha256}
-        self._deliver([Event("link", t_s, identity, detail=change.detail)])
+        self._deliver(self.monitor.settle(self.monitor.news(change.detail)))
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -128,9 +151,9 @@ class Session:
                 sink.write(event)
 
     def _progress(self) -> str:
-        stats = self._monitor.stats
-        alerts = ", ".join(self._monitor.open_alerts) or "none"
+        stats = self.monitor.stats
+        alerts = ", ".join(self.monitor.open_alerts) or "none"
         return (
-            f"{stats.samples / self._source.rate_hz:.0f} s of signal, {stats.windows} windows "
+            f"{stats.samples / self.source.rate_hz:.0f} s of signal, {stats.windows} windows "
             f"({stats.windows_unusable} unusable), {stats.missing_samples} samples lost, open: {alerts}"
         )

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -25,11 +25,21 @@ from runtime.errors import SourceError
 
 FILE_BLOCK_S = 0.1
 POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it replays
+FILE_STEP_MV = 1e-4  # finer than the step of any ECG recording, which is not known any more once it is in mV
 
 
 class Source(Protocol):
-    """What `m2jl run` reads from."""
+    """What `m2jl run` reads from.
 
+    Attributes:
+        name: what the device calls itself, or the record.
+        live: whether the other side goes on if it is not read; what is too much then has to be dropped.
+        step_mv: one step of the converter.
+    """
+
+    name: str
+    live: bool
+    step_mv: float
     leads: tuple[str, ...]
     rate_hz: float
 
@@ -41,8 +51,9 @@ class Source(Protocol):
         """End `blocks` soon."""
         ...
 
-    def link_stats(self) -> dict[str, int]:
-        """Counters of the link, empty where there is none."""
+    def link_stats(self) -> dict[str, Any]:
+        """Counters of the link and the drift of the device's clock, see `firmware_bridge.DeviceStats`; empty where
+        there is no link."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -61,20 +72,23 @@ class DeviceSource:
         firmware_bridge.BridgeError: the port cannot be opened, or nothing answers on it.
     """
 
+    live = True
+
     def __init__(self, url: str, reconnect_s: float = 0.0) -> None:
         self._device, self._reconnect_s = Device.open(url), reconnect_s
+        self.name = self._device.info.device_id
+        self.step_mv = self._device.info.gain_nv_per_count * 1e-6
         self.leads, self.rate_hz = self._device.info.leads, self._device.info.rate_hz
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Start the device and yield its blocks; see `firmware_bridge.Device.blocks`."""
-        self._device.start()
-        yield from self._device.blocks(reconnect_s=self._reconnect_s, on_link=on_link)
+        yield from self._device.blocks(start=True, reconnect_s=self._reconnect_s, on_link=on_link)
 
     def interrupt(self) -> None:
         """See `Source`."""
         self._device.interrupt()
 
-    def link_stats(self) -> dict[str, int]:
+    def link_stats(self) -> dict[str, Any]:
         """See `Source`."""
         return asdict(self._device.stats)
 
@@ -96,8 +110,12 @@ class FileSource:
         firmware_bridge.RecordingError: missing or unreadable, or wfdb is not installed.
     """
 
+    live = False
+    step_mv = FILE_STEP_MV
+
     def __init__(self, path: str, speed: float = math.inf) -> None:
         recording = read_recording(path)
+        self.name = recording.name
         self.leads, self.rate_hz = recording.leads, recording.rate_hz
         self._ecg_mv, self._speed, self._interrupted = recording.ecg_mv, speed, False
 
@@ -120,7 +138,7 @@ class FileSource:
         """See `Source`."""
         self._interrupted = True
 
-    def link_stats(self) -> dict[str, int]:
+    def link_stats(self) -> dict[str, Any]:
         """See `Source`."""
         return {}
 

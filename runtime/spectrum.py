@@ -72,4 +72,6 @@ def remove_baseline(window_mv: NDArray[np.floating], spec: ModelSpec) -> Float32
     """Windows (..., window_samples) in mV without their baseline, divided by the spec's amplitude scale."""
     basis = baseline_basis(spec)
     x = window_mv.astype(np.float64)
-    return ((x - (x @ basis) @ basis.T) / spec.scale_mv).astype(np.float32)
+    x -= (x @ basis) @ basis.T
+    x /= spec.scale_mv
+    return x.astype(np.float32)

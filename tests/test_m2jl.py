@@ -24,6 +24,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 MODEL = Path("runtime/models/m2jlnet-ptbxl-super-int8.onnx")
 EVENT_KEYS = {
     "schema", "event", "label", "severity", "probability", "t_device_s", "time", "window", "quality", "model", "detail",
+    "device", "text",
 }  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_run_prints_events_and_nothing_else_on_stdout(m2jl: Command, long_record
     summary = json.loads(stats.read_text())
     assert summary["samples"] == 30_000
     assert summary["windows"] == 51
-    assert summary["windows_unusable"] == 6
+    assert summary["windows_unusable"] == 26  # half of a window or more is flat
     assert summary["model"] == events[0]["model"]
 
 
@@ -218,7 +219,8 @@ def test_sigterm_ends_a_paced_run_with_its_stats_written(root: Path, long_record
     stats = tmp_path / "stats.json"
     with start(root, "run", "--source", f"file://{long_record}", "--speed", "1", "--stats", stats) as process:
         assert process.stderr
-        assert "ptbxl" in process.stderr.readline()
+        while "ptbxl" not in process.stderr.readline():
+            assert process.poll() is None
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         began_s = time.monotonic()

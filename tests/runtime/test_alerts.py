@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +17,13 @@ from runtime.alerts import (
     DEFAULT_SEVERITY,
     SEVERITIES,
     AlertPolicy,
+    AlertRules,
     EventKind,
     LabelState,
     lower_threshold,
     severities,
-    severity_of,
 )
+from runtime.errors import OptionError
 
 THRESHOLD = 0.5
 HIGH, MIDDLE, LOW = 0.9, 0.45, 0.1  # MIDDLE lies between the two thresholds
@@ -192,16 +196,167 @@ def test_without_a_margin_both_thresholds_are_one() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"k": 0}, {"k": 6}, {"release": 0}, {"margin_logit": -0.1}, {"refractory_s": -1.0}, {"update_s": 0.0}],
+    [
+        {"k": 0},
+        {"k": 6},
+        {"release": 0},
+        {"margin_logit": -0.1},
+        {"refractory_s": -1.0},
+        {"update_s": 0.0},
+        {"memory_s": float("nan")},
+        {"refractory_s": float("nan")},
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"k of n|must|at least"):
         replace(AlertPolicy(), **changes)
 
 
-def test_shipped_severities_name_the_superclasses_in_known_words() -> None:
-    table = severities()
+def test_shipped_rules_name_the_superclasses_in_known_words() -> None:
+    table, rules = severities(), AlertRules.shipped()
     assert {"NORM", "MI", "STTC", "CD", "HYP"} <= set(table)
     assert set(table.values()) <= set(SEVERITIES)
-    assert severity_of("NORM") == "information"
-    assert severity_of("no such label") == DEFAULT_SEVERITY
+    assert {label: rules[label].severity for label in table} == table
+    assert all(rules[label].text != label for label in table)
+    assert (rules["NORM"].severity, rules["MI"].text) == ("information", "Myocardial infarction")
+
+
+def test_what_the_file_ships_is_what_the_code_says() -> None:
+    """One who reads `AlertPolicy` and one who reads the file learn the same."""
+    assert AlertRules.shipped()["MI"].policy == AlertPolicy()
+
+
+def test_a_label_that_nobody_knows_has_a_rule_too() -> None:
+    rule = AlertRules.shipped()["no such label"]
+    assert (rule.severity, rule.text, rule.policy) == (DEFAULT_SEVERITY, "no such label", AlertPolicy())
+
+
+def test_one_policy_for_all_leaves_severities_and_texts() -> None:
+    policy = AlertPolicy(k=1, n=2, release=1, memory_s=5.0)
+    rule = AlertRules.of(policy)["AFIB"]
+    assert (rule.severity, rule.text, rule.policy) == ("medium", "Atrial fibrillation", policy)
+
+
+LABELS = ("NORM", "AFIB", "1AVB", "Ä b")
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[[str], AlertRules]:
+    """Rules from the text of a file, for a model with `LABELS`."""
+
+    def read(text: str) -> AlertRules:
+        path = tmp_path / "ward.toml"
+        path.write_text(text, encoding="utf-8")
+        return AlertRules.load(path, LABELS)
+
+    return read
+
+
+def test_a_file_changes_what_it_names_and_leaves_the_rest(load: Callable[[str], AlertRules]) -> None:
+    rules = load(
+        """
+        [policy]
+        k = 2
+        refractory_s = 30
+        [label.AFIB]
+        severity = "high"
+        k = 4
+        [label."Ä b"]
+        text = "Something else"
+        """
+    )
+    assert rules["AFIB"].severity == "high"
+    assert rules["AFIB"].text == "Atrial fibrillation"
+    assert rules["AFIB"].policy == AlertPolicy(k=4, refractory_s=30)
+    assert rules["Ä b"].text == "Something else"
+    assert rules["Ä b"].policy == rules["NORM"].policy == AlertPolicy(k=2, refractory_s=30)
+    assert rules["1AVB"].severity == "low"
+
+
+def test_a_later_files_word_on_all_labels_outranks_an_earlier_ones_on_one() -> None:
+    rules = AlertRules([{"": {"k": 1}, "A": {"k": 2, "n": 9}}, {"": {"k": 3}}, {"B": {"k": 4}}])
+    assert (rules["A"].policy.k, rules["A"].policy.n) == (3, 9)
+    assert rules["B"].policy.k == 4
+
+
+def test_an_empty_file_changes_nothing(load: Callable[[str], AlertRules]) -> None:
+    rules, shipped = load(""), AlertRules.shipped()
+    assert [rules[label] for label in LABELS] == [shipped[label] for label in LABELS]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[policy", "cannot read alerts"),
+        ("k = 3", "k is not known; there is: label, policy"),
+        ("[polcy]\nk = 3", "polcy is not known; did you mean policy?"),
+        ("policy = 3", "policy must be a table"),
+        ("[policy]\nrefractry_s = 3", "policy: refractry_s is not known; did you mean refractory_s?"),
+        ("[policy]\nseverity = 'high'", "policy: severity is not known"),
+        ("[label]\nAFIB = 'high'", "label.AFIB must be a table"),
+        ("[label.AFIB]\nseverty = 'high'", "label.AFIB: severty is not known; did you mean severity?"),
+        ("[label.AFIB]\nseverity = 'hihg'", "label.AFIB: severity 'hihg' is not one of high, medium"),
+        ("[label.AFIB]\nseverity = 3", "label.AFIB: severity 3 is not one of high, medium"),
+        ("[label.AFIB]\ntext = ' '", "label.AFIB: text must be words"),
+        ("[label.AFBI]\nk = 3", "the model has no label AFBI; did you mean AFIB?"),
+        ("[policy]\nk = 2.5", "policy: k must be a whole number, not 2.5"),
+        ("[policy]\nk = true", "policy: k must be a whole number, not True"),
+        ("[policy]\nupdate_s = 'often'", "policy: update_s must be a number, not 'often'"),
+        ("[policy]\nk = 6", "k of n needs 1 <= k <= n, not 6 of 5"),
+        ("[label.AFIB]\nn = 2", "AFIB: k of n needs 1 <= k <= n, not 3 of 2"),
+        ("[policy]\nmemory_s = nan", "memory_s must be more than 0"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused_in_one_line(
+    load: Callable[[str], AlertRules], text: str, says: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        load(text)
+    assert says in str(caught.value)
+    assert "ward.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"none\.toml"):
+        AlertRules.load(tmp_path / "none.toml", LABELS)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match=r"binary\.toml"):
+        AlertRules.load(tmp_path / "binary.toml", LABELS)
+
+
+@settings(max_examples=50)
+@given(of_labels=st.dictionaries(st.sampled_from(LABELS), policies, max_size=4), of_all=policies)
+def test_every_policy_can_be_written_down_and_read_back(
+    of_labels: dict[str, AlertPolicy], of_all: AlertPolicy, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def lines(policy: AlertPolicy) -> str:
+        return "".join(f"{key} = {value}\n" for key, value in asdict(policy).items())
+
+    path = tmp_path_factory.mktemp("rules") / "ward.toml"
+    tables = [f'[label."{label}"]\n{lines(policy)}' for label, policy in of_labels.items()]
+    path.write_text("[policy]\n" + lines(of_all) + "".join(tables), encoding="utf-8")
+    rules = AlertRules.load(path, LABELS)
+    for label in LABELS:
+        assert rules[label].policy == of_labels.get(label, of_all)
+
+
+def test_run_obeys_the_file(
+    m2jl_in_process: Callable[..., tuple[int, str, str]],
+    sample_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # signals stay pytest's
+    path = tmp_path / "ward.toml"
+    path.write_text("[policy]\nk = 1\n[label.HYP]\nseverity = 'high'\ntext = 'Thick walls'\n")
+    arguments = ("run", "--source", f"file://{sample_path}", "--alerts", path)
+    code, out, _ = m2jl_in_process(*arguments)
+    assert code == 0  # the recording is one window long: with the shipped rules it says nothing
+    told = {event["label"]: event for event in map(json.loads, out.splitlines())}
+    assert (told["HYP"]["severity"], told["HYP"]["text"]) == ("high", "Thick walls")
+    path.write_text("[policy]\nrelaese = 1\n")
+    code, out, err = m2jl_in_process(*arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"m2jl: error: {path}: policy: relaese is not known; did you mean release?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,26 @@ import numpy as np
 import onnx
 import pytest
 
+from firmware_bridge import BlockAssembler, Decoder
 from runtime.bench import BenchConfig, bench, machine, read_accuracy, synthetic_ecg
+from runtime.bench.baseline import Straightforward
+from runtime.bench.cold import ColdStartError, cold_start_s
+from runtime.bench.measure import ROUNDS
+from runtime.bench.signal import frames, introduction
+from runtime.chain import SignalChain
 from runtime.doctor import PACKAGES, examine, inspect_model
-from runtime.errors import ModelError, OptionError
-from runtime.model import SHIPPED, read_model
+from runtime.energy import find_meter
+from runtime.errors import ModelError, OptionError, SourceError
+from runtime.model import SHIPPED, Model, read_model
+from runtime.quality import judge
 from runtime.spec import ModelSpec
 
 Save = Callable[..., Path]
 Build = Callable[..., onnx.ModelProto]
 KEYS = {
     "model", "backend", "threads", "batch", "latency_ms", "windows_per_s", "hop_ms", "realtime_factor",
-    "peak_rss_mb", "file_kb", "energy_mj", "accuracy", "machine",
+    "peak_rss_mb", "file_kb", "energy_mj", "accuracy", "machine", "hop_cpu_ms", "cold_start_s", "rounds",
+    "against_first", "against_baseline", "pipeline",
 }  # fmt: skip
 
 
@@ -50,25 +60,44 @@ def test_bench_measures_each_model_and_joins_accuracy_by_hash(
 ) -> None:
     first = save_onnx(build_onnx())
     second = save_onnx(build_onnx(spec.model_copy(update={"name": "other"})), "second.onnx")
-    rows = bench([first, second], BenchConfig(windows=20, threads=1, batch=3), [report_of(second, tmp_path)])
+    config = BenchConfig(windows=20, batch=(3,), baselines=(first,))
+    rows = bench([second], config, [report_of(second, tmp_path)])
     json.dumps(rows)
-    assert [row["model"] for row in rows] == [str(first), str(second)]
-    assert rows[0]["accuracy"] is None
-    assert rows[1]["accuracy"]["macro_auc"] == 0.9
-    assert rows[1]["accuracy"]["ci95"]["macro_f1"] == [0.6, 0.8]
+    assert [(Path(row["model"]), row["pipeline"]) for row in rows] == [(second, "stream"), (first, "baseline")]
+    assert rows[0]["accuracy"]["macro_auc"] == 0.9
+    assert rows[0]["accuracy"]["ci95"]["macro_f1"] == [0.6, 0.8]
+    assert rows[1]["accuracy"] is None
     for row in rows:
         assert set(row) >= KEYS
         latency, hop = row["latency_ms"], row["hop_ms"]
         assert set(latency) == {"p50", "p90", "p99", "max"}
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
         assert 0 < hop["p50"] <= hop["p99"]
-        assert (row["threads"], row["batch"], row["energy_mj"]) == (1, 3, None)
-        # A batch of three takes at least p50 in half of the calls.
-        assert 0 < row["windows_per_s"] < 2 * 3e3 / latency["p50"] * 1.05
+        assert row["hop_cpu_ms"]["p50"] > 0
+        assert (row["threads"], row["batch"], row["energy_mj"] is None) == (1, 3, find_meter()[0] is None)
+        # A batch takes at least p50 in half of the calls.
+        assert 0 < row["windows_per_s"] < 2 * row["batch"] * 1e3 / latency["p50"] * 1.05
         assert row["realtime_factor"] > 1
         assert 20 < row["peak_rss_mb"] < 2000
-        assert row["machine"] == machine()
-    assert rows[0]["file_kb"] == pytest.approx(first.stat().st_size / 1024, abs=0.06)
+        assert row["cold_start_s"] is None  # not asked for
+        for times in row["rounds"].values():
+            assert len(times) == ROUNDS
+            assert min(times) > 0
+        assert row["machine"].items() >= machine().items()
+        assert {"clock_mhz", "temperature_c", "load"} == set(row["machine"]["before"]) == set(row["machine"]["after"])
+    assert set(rows[0]["against_first"].values()) == {1.0}
+    assert set(rows[1]["against_baseline"][first.stem].values()) == {1.0}
+    assert rows[1]["file_kb"] == pytest.approx(first.stat().st_size / 1024, abs=0.06)
+
+
+def test_a_cold_start_is_that_of_the_command(build_onnx: Build, save_onnx: Save, spec: ModelSpec) -> None:
+    took_s = cold_start_s(save_onnx(build_onnx()), spec, "onnxruntime-cpu", 1)
+    assert 0.1 < took_s < 60
+
+
+def test_a_cold_start_without_a_result_is_the_commands_own_words(save_onnx: Save, spec: ModelSpec) -> None:
+    with pytest.raises(ColdStartError, match="is not a whole ONNX file"):
+        cold_start_s(save_onnx(b"no model"), spec, "onnxruntime-cpu", 1)
 
 
 def test_a_report_about_another_model_is_refused(build_onnx: Build, save_onnx: Save, tmp_path: Path) -> None:
@@ -97,20 +126,55 @@ def test_a_report_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_accuracy(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("changes", [{"windows": 0}, {"threads": 0}, {"batch": -1}])
-def test_a_config_that_makes_no_sense_is_refused(changes: dict[str, int]) -> None:
+def test_a_back_end_that_is_not_here_fails_before_anything_is_measured(build_onnx: Build, save_onnx: Save) -> None:
+    with pytest.raises(OptionError, match="there is no back end 'abacus'"):
+        bench([save_onnx(build_onnx())], BenchConfig(10**9, backends=("abacus",)), [])
+
+
+def test_the_straightforward_pipeline_gives_the_same_answer(build_onnx: Build, save_onnx: Save) -> None:
+    model = Model.load(save_onnx(build_onnx()))
+    straightforward, chain = Straightforward(model, 500.0), SignalChain(model.spec, 500.0)
+    signal_mv = synthetic_ecg(2, 5000, 500.0) + np.float32([[3.0], [-2.0]])
+    slow, fast = [], []
+    for first in range(0, 5000, 10):
+        block = signal_mv[:, first : first + 10]
+        probabilities = straightforward.push(block)
+        slow += [] if probabilities is None else [probabilities]
+        fast += [model.probabilities(window.ecg, window.spectrogram)[0] for window in chain.push(block)]
+    assert len(slow) == 16
+    np.testing.assert_allclose(slow, fast, atol=1e-4)
+    assert straightforward.faults == ["", ""]
+
+
+def test_the_straightforward_pipeline_refuses_a_rate_that_is_no_multiple(fake_model: Callable[..., Model]) -> None:
+    with pytest.raises(SourceError, match="360 Hz is no multiple"):
+        Straightforward(fake_model(), 360.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"windows": 0}, {"threads": (0,)}, {"batch": (1, -1)}, {"threads": ()}, {"backends": ()}]
+)
+def test_a_config_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         BenchConfig(**changes)
 
 
 def test_the_synthetic_signal_is_fit_to_be_classified_and_the_same_each_time() -> None:
-    from runtime.quality import judge
-
     ecg_mv = synthetic_ecg(12, 5000, 500.0)
     assert ecg_mv.shape == (12, 5000)
     assert ecg_mv.dtype == np.float32
-    assert judge(ecg_mv) == [""] * 12
+    assert judge(ecg_mv, ecg_mv, 500.0) == [""] * 12
     np.testing.assert_array_equal(ecg_mv, synthetic_ecg(12, 5000, 500.0))
+
+
+def test_the_wire_holds_the_signal_again_and_again(spec: ModelSpec) -> None:
+    decoder, assembler = Decoder(), BlockAssembler()
+    assert not assembler.push_all(decoder.feed(introduction(spec)))
+    blocks = assembler.push_all(decoder.feed(b"".join(islice(frames(spec), 1010))))
+    assert [block.first_sample for block in blocks] == list(range(0, 10_100, 10))
+    ecg_mv = np.concatenate([block.ecg_mv for block in blocks], axis=1)
+    np.testing.assert_allclose(ecg_mv[:, :10_000], synthetic_ecg(2, 10_000, 500.0), atol=1e-4)
+    np.testing.assert_array_equal(ecg_mv[:, 10_000:], ecg_mv[:, :100])
 
 
 def test_inspect_says_the_spec_and_what_the_graph_is_made_of(

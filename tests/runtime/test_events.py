@@ -9,6 +9,7 @@ from runtime.events import SCHEMA, Event
 
 KEYS = {
     "schema", "event", "label", "severity", "probability", "t_device_s", "time", "window", "quality", "model", "detail",
+    "device", "text",
 }  # fmt: skip
 
 

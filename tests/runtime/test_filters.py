@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
-from scipy.signal import resample_poly
+from scipy.signal import firwin, kaiserord, resample_poly
 
 from runtime.errors import SourceError
 from runtime.filters import PolyphaseResampler, design_low_pass, resample
@@ -183,3 +183,12 @@ def test_design_is_symmetric_and_of_odd_length() -> None:
     assert len(taps) % 2 == 1
     np.testing.assert_allclose(taps, taps[::-1], atol=1e-15)
     assert taps.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "pass_hz", "stop_hz"), [(500.0, 40.0, 50.0), (360.0, 40.0, 50.0), (25_700.0, 40.0, 50.0)]
+)
+def test_the_low_pass_is_what_scipy_would_design(rate_hz: float, pass_hz: float, stop_hz: float) -> None:
+    taps, beta = kaiserord(60.0, (stop_hz - pass_hz) / (rate_hz / 2))
+    wanted = firwin(taps | 1, (pass_hz + stop_hz) / 2, window=("kaiser", beta), fs=rate_hz)
+    np.testing.assert_allclose(design_low_pass(rate_hz, pass_hz, stop_hz), wanted, atol=1e-15, rtol=1e-12)

@@ -59,3 +59,9 @@ def test_a_lead_is_as_bad_as_what_it_is_made_of() -> None:
     assert flags[(False, True, False)] == [False, True, True, False]
     assert flags[(False, False, True)] == [False, False, False, True]
     assert not derivation.spread(np.zeros(3, np.bool_)).any()
+
+
+def test_leads_that_are_the_models_own_are_passed_on_as_they_are() -> None:
+    ecg_mv = np.ones((3, 5), np.float32)
+    assert derive(("i", "V1", "II"), ("I", "V1", "II")).apply(ecg_mv) is ecg_mv
+    assert derive(("V1", "I", "II"), ("I", "V1", "II")).apply(ecg_mv) is not ecg_mv

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper
 from firmware_bridge import Recording
 from runtime.chain import SignalChain, batch_windows
 from runtime.cli import DEFAULT
-from runtime.errors import ModelError
+from runtime.errors import ModelError, OptionError
 from runtime.filters import resample
 from runtime.model import SHIPPED, Model, find_model
 from runtime.sources import FileSource
@@ -117,6 +119,39 @@ def test_a_graph_that_fails_while_it_runs_is_one_line(build_onnx: Build, save_on
     with pytest.raises(ModelError, match="fails") as caught:
         model.logits(*inputs(spec, 1))
     assert "\n" not in str(caught.value)
+
+
+def test_the_file_that_was_asked_for_is_loaded_and_no_other(build_onnx: Build, save_onnx: Save) -> None:
+    path = save_onnx(build_onnx())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for asked in (sha256, sha256.upper(), None):
+        assert Model.load(path, sha256=asked).sha256 == sha256
+    path.write_bytes(path.read_bytes().replace(b"author", b"Author"))
+    with pytest.raises(ModelError, match=r"is not the file that was asked for: its SHA-256 is [0-9a-f]{64}$") as caught:
+        Model.load(path, sha256=sha256)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("sha256", ["", "abc", "0" * 63, "0" * 63 + "g", "0" * 65, " " + "0" * 64, "0" * 64 + "\n"])
+def test_what_is_no_sha256_is_refused(sha256: str, build_onnx: Build, save_onnx: Save) -> None:
+    with pytest.raises(OptionError, match="64 hexadecimal digits"):
+        Model.load(save_onnx(build_onnx()), sha256=sha256)
+
+
+def test_a_newer_spec_foreign_operators_and_external_weights_are_refused(
+    build_onnx: Build, save_onnx: Save, spec: ModelSpec
+) -> None:
+    newer, foreign, external = build_onnx(), build_onnx(), build_onnx()
+    fields = json.loads(spec.to_json()) | {"spec_version": "2.0"}
+    helper.set_model_props(newer, {"m2jl.spec": json.dumps(fields)})
+    with pytest.raises(ModelError, match=r"version 2\.0; this release reads 1\.x"):
+        Model.load(save_onnx(newer))
+    foreign.graph.node[0].domain = "com.example"
+    foreign.opset_import.append(helper.make_opsetid("com.example", 1))
+    fails(save_onnx(foreign), "custom operators")
+    external.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    external.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    fails(save_onnx(external), "weights in other files")
 
 
 def test_a_model_is_found_by_path_or_by_shipped_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from runtime.alerts import AlertPolicy
 from runtime.errors import SourceError
 from runtime.events import Event
 from runtime.model import Model
-from runtime.monitor import Monitor
+from runtime.monitor import Cut, Monitor
 from runtime.spec import ModelSpec
 
 RATE_HZ = 500.0
@@ -147,6 +147,72 @@ def test_a_flat_signal_is_unusable_even_if_the_front_end_sees_nothing(fake_model
     assert monitor.stats.windows == monitor.stats.windows_unusable > 0
 
 
+def test_a_signal_that_is_cut_off_is_unusable_even_if_the_front_end_sees_nothing(
+    fake_model: Callable[..., Model], spec: ModelSpec
+) -> None:
+    model = fake_model(spec=spec.model_copy(update={"hop_s": 1.0}))
+    monitor = monitor_of(model)
+    ecg_mv = beats(4)
+    ecg_mv[1] = np.minimum(4 * ecg_mv[1], 1.2)
+    assert [event.quality for event in run(monitor, blocks_of(ecg_mv))] == [{"ok": False, "faults": {"II": "clipped"}}]
+    assert model.backend.calls == 0
+
+
+def test_what_the_front_end_knows_outranks_what_the_signal_shows(fake_model: Callable[..., Model]) -> None:
+    ecg_mv = beats(4)
+    ecg_mv[:] = 250.0
+    blocks = blocks_of(ecg_mv)
+    flagged(blocks, slice(None), saturated=0)
+    events = run(monitor_of(fake_model()), blocks)
+    assert [event.quality["faults"] for event in events if event.quality] == [{"I": "saturated", "II": "flat"}]
+
+
+def mains(seconds: float, mv: float) -> np.ndarray:
+    """With a little noise, without which its peaks would look as if they had been cut off."""
+    t_s = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    noise = np.random.default_rng(0).normal(0, 0.002, len(t_s))
+    return (mv * np.sin(2 * np.pi * 50.0 * t_s) + noise).astype(np.float32)
+
+
+def test_mains_that_the_low_pass_removes_is_told_of_and_stops_nothing(fake_model: Callable[..., Model]) -> None:
+    model = fake_model([ON])
+    monitor = monitor_of(model)
+    ecg_mv = beats(6)
+    ecg_mv[0, :1500] += mains(3, 1.0)
+    first, onset, last = run(monitor, blocks_of(ecg_mv))
+    assert first.quality == {"ok": True, "faults": {}, "warnings": {"I": "mains"}}
+    assert onset.event == "onset"
+    assert last.quality == {"ok": True, "faults": {}}
+    assert monitor.stats.windows_unusable == 0
+    assert model.backend.calls == monitor.stats.windows
+
+
+@pytest.mark.parametrize("notch_hz", [None, 50.0])
+def test_mains_that_reaches_the_model_makes_a_window_unusable_unless_it_is_taken_out(
+    fake_model: Callable[..., Model], spec: ModelSpec, notch_hz: float | None
+) -> None:
+    wide = spec.model_copy(update={"rate_hz": 200.0, "band_hz": (0.5, 80.0), "leads": ("I", "aVF")})
+    model = fake_model(spec=wide)
+    monitor = Monitor(model, LEADS, RATE_HZ, notch_hz=notch_hz)
+    ecg_mv = beats(6)
+    ecg_mv[1] += mains(6, 0.5)  # aVF is made of I and II
+    (event,) = run(monitor, blocks_of(ecg_mv))
+    if notch_hz is None:
+        assert event.quality == {"ok": False, "faults": {"aVF": "mains"}}
+        assert model.backend.calls == 0
+    else:
+        assert event.quality == {"ok": True, "faults": {}, "warnings": {"aVF": "mains"}}
+        assert model.backend.calls == monitor.stats.windows > 0
+
+
+def test_what_was_found_before_a_gap_does_not_bind_after_it(fake_model: Callable[..., Model], spec: ModelSpec) -> None:
+    clipped = np.minimum(4 * beats(3), 1.2)
+    monitor = monitor_of(fake_model(spec=spec.model_copy(update={"hop_s": 1.0})))
+    events = run(monitor, [*blocks_of(clipped), *blocks_of(beats(3), first=1600)])
+    qualities = [event.quality for event in events if event.event == "quality"]
+    assert [quality["ok"] for quality in qualities if quality] == [False, True]
+
+
 def test_an_open_alert_survives_a_gap_a_restart_and_bad_electrodes(fake_model: Callable[..., Model]) -> None:
     monitor = monitor_of(fake_model([ON]))
     events = run(monitor, blocks_of(beats(4)))
@@ -167,11 +233,9 @@ def test_a_gap_is_reported_counted_and_in_no_window(fake_model: Callable[..., Mo
     monitor = monitor_of(fake_model())
     later = blocks_of(beats(3.3, start_s=3.6), first=1800)
     later[0] = replace(later[0], missing_samples=150)
-    windows: list[tuple[int, int] | None] = []
-    judge = monitor._judge
-    monitor._judge = lambda window: windows.append(monitor._device_span(window)) or judge(window)  # type: ignore[method-assign]
-    events = run(monitor, [*blocks_of(beats(3.3)), *later])
-    (link,) = events
+    steps = [step for block in [*blocks_of(beats(3.3)), *later] for step in monitor.take(block)] + monitor.take_rest()
+    windows = [step.span for step in steps if isinstance(step, Cut)]
+    (link,) = [event for step in steps for event in monitor.settle(step, np.zeros(2))]
     assert (link.event, link.detail, link.t_device_s) == ("link", "150 samples lost", 3.6)
     assert link.window is None
     assert link.label is None

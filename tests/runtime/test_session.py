@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ import typer
 
 from firmware_bridge import Block, LinkChange, LinkLost
 from runtime.cli import parse_patience
-from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.model import Model
 from runtime.session import Session, percentiles_ms, write_atomically
-from runtime.sinks import JsonLines, open_sink
+from runtime.sinks import Delivery, Origin
 
 NONE = np.zeros(2, np.bool_)
 
@@ -26,6 +24,7 @@ NONE = np.zeros(2, np.bool_)
 class Blocks:
     """A source of a flat signal with a gap, which may break."""
 
+    name, live, step_mv = "patch", True, 0.001
     leads = ("I", "II")
     rate_hz = 500.0
 
@@ -139,30 +138,29 @@ def test_progress_is_said_now_and_then(fake_model: Callable[..., Model], monkeyp
     assert "25 samples lost, open: none" in lines[-1]
 
 
-def test_json_lines_are_flushed_at_once_and_the_stream_stays_open() -> None:
-    class Stream(io.StringIO):
-        flushed = 0
+def test_sinks_that_keep_samples_get_each_block_before_what_it_led_to(fake_model: Callable[..., Model]) -> None:
+    told: list[int | str] = []
 
-        def flush(self) -> None:
-            self.flushed += 1
+    class KeptBlocks(Kept):
+        def write(self, event: Event) -> None:
+            told.append(event.event)
 
-    stream = Stream()
-    sink = JsonLines(stream)
-    events = [Event("link", float(n), {"name": "m", "sha256": "0"}, detail="x") for n in range(3)]
-    for n, event in enumerate(events, 1):
-        sink.write(event)
-        assert stream.flushed == n
-    sink.close()
-    assert not stream.closed
-    lines = stream.getvalue().splitlines()
-    assert [json.loads(line)["t_device_s"] for line in lines] == [0.0, 1.0, 2.0]
+        def write_block(self, origin: Origin, block: Block) -> None:
+            assert origin == Origin("patch", ("I", "II"), 500.0, 0.001)
+            told.append(block.first_sample)
+
+    Session(Blocks(4.2), fake_model(), [KeptBlocks()]).run()
+    blocks = [n for n in told if isinstance(n, int)]
+    assert blocks == [*range(0, 2000, 50), 2025, 2075]
+    assert told.index("link") == told.index(2025) + 1
 
 
-def test_a_sink_is_stdout_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    open_sink("-").write(Event("link", 0.0, {}))
-    assert json.loads(capsys.readouterr().out)["event"] == "link"
-    with pytest.raises(SinkError, match="carrier-pigeon"):
-        open_sink("carrier-pigeon://coop")
+def test_a_summary_has_what_became_of_events_behind_queues(fake_model: Callable[..., Model]) -> None:
+    assert Session(Blocks(), fake_model(), [Kept()]).run()["sinks"] == {}
+    kept = Kept()
+    summary = Session(Blocks(), fake_model(), [Delivery({"kept": kept}), Kept()]).run()
+    assert summary["sinks"] == {"kept": {"written": 2, "dropped": 0, "errors": 0}}
+    assert len(kept.events) == 2
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("forever", float("inf")), ("0", 0.0), ("2.5", 2.5)])

@@ -1,0 +1,173 @@
+"""`wfdb:FOLDER`: the signal around each alert, as a WFDB record of its own.
+
+From 10 s before an onset to 20 s after it, all leads at the device's rate and resolution, in mV.  The file `.alert`
+beside it notes every onset (the label) and offset (``end LABEL``) within the strip, at the end of the window that
+decided.  Read it with ``wfdb.rdrecord(path)`` and ``wfdb.rdann(path, "alert")``.
+
+A strip is written when its last sample has come; at the end of a stream, or where the device restarts, it is shorter.
+What was lost within it has WFDB's value for samples that are not there.  A record appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SinkError
+from runtime.events import Event
+from runtime.session import write_atomically
+from runtime.sinks.base import Origin, Samples, Sink, identifier, path_of
+from runtime.sinks.wfdb_format import ANNOTATOR, annotation_file, encode, header, missing, to_counts
+
+URLS = ("wfdb:FOLDER",)
+BEFORE_S, AFTER_S = 10.0, 20.0
+LATE_S = 20.0  # an event may come so long after its samples, and its strip is still whole
+
+
+@dataclass(slots=True)
+class Strip:
+    """A strip whose last sample has not come."""
+
+    event: Event
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class History:
+    """What is kept of one device: its latest blocks and alerts, and the strips that wait."""
+
+    origin: Origin | None = None
+    blocks: deque[Samples] = field(default_factory=deque)
+    notes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=1000))
+    strips: list[Strip] = field(default_factory=list)
+    end: int = 0
+
+
+class StripSink:
+    """Strips of any number of devices in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._devices: dict[str, History] = {}
+        self._strips = 0
+
+    def write(self, event: Event) -> None:
+        """See `Sink`."""
+        history = self._devices.get(event.device or "")
+        if history is None or history.origin is None or event.label is None or event.event == "update":
+            return
+        history.notes.append((event.t_device_s, event.label if event.event == "onset" else f"end {event.label}"))
+        if event.event == "onset":
+            rate_hz = history.origin.rate_hz
+            start, end = event.t_device_s - BEFORE_S, event.t_device_s + AFTER_S
+            history.strips.append(Strip(event, round(start * rate_hz), round(end * rate_hz)))
+
+    def write_block(self, origin: Origin, block: Samples) -> None:
+        """See `BlockSink`."""
+        history = self._devices.setdefault(origin.device, History())
+        history.origin = origin
+        if not history.blocks or history.blocks[-1] is not block:  # it is offered again where a strip had no room
+            if block.restarted or block.first_sample < history.end:
+                self._finish(history)
+                history.blocks.clear()
+                history.notes.clear()
+            history.blocks.append(block)
+            history.end = block.first_sample + block.ecg_mv.shape[1]
+        while history.strips and history.strips[0].end <= history.end:
+            self._save(history, history.strips[0])
+            del history.strips[0]
+        keep = history.end - round((BEFORE_S + LATE_S) * origin.rate_hz)
+        if history.strips:
+            keep = min(keep, history.strips[0].start)
+        while history.blocks[0].first_sample + history.blocks[0].ecg_mv.shape[1] <= keep:
+            history.blocks.popleft()
+
+    def counts(self) -> dict[str, int]:
+        """See `CountingSink`."""
+        return {"strips": self._strips}
+
+    def close(self) -> None:
+        """See `Sink`: strips that wait for more are written as far as they go."""
+        for history in self._devices.values():
+            self._finish(history)
+
+    def _finish(self, history: History) -> None:
+        while history.strips:
+            self._save(history, history.strips[0])
+            del history.strips[0]
+
+    def _save(self, history: History, strip: Strip) -> None:
+        origin = history.origin
+        assert origin is not None
+        found = [
+            block
+            for block in history.blocks
+            if block.first_sample < strip.end and block.first_sample + block.ecg_mv.shape[1] > strip.start
+        ]
+        if not found:
+            return
+        start = max(strip.start, found[0].first_sample)
+        end = min(strip.end, found[-1].first_sample + found[-1].ecg_mv.shape[1])
+        counts = missing(end - start, len(origin.leads))
+        for block in found:
+            first = max(0, start - block.first_sample)
+            part: NDArray[np.int32] = to_counts(block.ecg_mv, origin.step_mv)[first : end - block.first_sample]
+            at = block.first_sample + first - start
+            counts[at : at + len(part)] = part
+        event = strip.event
+        said = datetime.fromisoformat(event.time)
+        name = self._name(f"{identifier(origin.device)}_{said:%Y%m%dT%H%M%S}_{identifier(event.label or '')}")
+        notes = [(round(t_s * origin.rate_hz) - start, text) for t_s, text in history.notes]
+        comments = (
+            f"device: {origin.device}",
+            f"first sample on the device's clock: {start}",
+            f"alert: {event.to_json()}",
+        )
+        text = header(
+            name,
+            origin,
+            comments,
+            start=(said - timedelta(seconds=event.t_device_s - start / origin.rate_hz)).astimezone(UTC),
+            first=counts[0].tolist(),
+            sums=counts.sum(axis=0, dtype=np.int64).tolist(),
+            samples=end - start,
+        )
+        # The header last: without one there is no record.
+        within = sorted((note for note in notes if 0 <= note[0] < end - start), key=itemgetter(0))
+        for suffix, content in ((".dat", encode(counts)), (f".{ANNOTATOR}", annotation_file(within)), (".hea", text)):
+            write_atomically(self._folder / f"{name}{suffix}", content)
+        self._strips += 1
+
+    def _name(self, wanted: str) -> str:
+        """This name, or one with a number where there is such a record already."""
+        name, number = wanted, 1
+        while (self._folder / f"{name}.hea").exists():
+            number += 1
+            name = f"{wanted}_{number}"
+        return name
+
+
+def make_folder(url: str) -> Path:
+    """The folder that an address names, made if it is not there.
+
+    Raises:
+        SinkError: it cannot be made.
+    """
+    folder = Path(path_of(url))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"cannot make folder {folder}: {error.strerror}") from error
+    return folder
+
+
+def open_sink(url: str, _name: str) -> Sink:
+    """See `runtime.sinks.open_sink`."""
+    return StripSink(make_folder(url))

@@ -1,0 +1,209 @@
+"""`m2jl run` as a user sees it: what it checks first, and that how fast a recording is read changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import wfdb
+
+from firmware_bridge import Recording
+from runtime.chain import batch_windows
+from runtime.golden import GOLDEN_KEY, encode, kept_leads, signal_of
+from runtime.model import Model
+from runtime.spec import ModelSpec
+
+M2jl = Callable[..., tuple[int, str, str]]
+STEP_MV = 0.01
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """The command catches signals; afterwards they are pytest's again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def record(sample: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a minute: the shipped recording, with a lead flat for a while so that quality has something to say."""
+    ecg_mv = np.tile(sample.ecg_mv, 3)[:, :14_000].T.astype(np.float64)
+    ecg_mv[9000:9600, 7] = 0.0
+    ecg_mv[2000:8000, 7] = 0.0
+    folder = tmp_path_factory.mktemp("record")
+    wfdb.wrsamp("long", 500, ["mV"] * 12, list(sample.leads), ecg_mv, fmt=["16"] * 12, write_dir=str(folder))
+    return folder / "long"
+
+
+def events_of(out: str, *, without: tuple[str, ...] = ("time",)) -> list[dict[str, Any]]:
+    return [{key: value for key, value in json.loads(line).items() if key not in without} for line in out.splitlines()]
+
+
+def test_a_recording_gives_the_same_alerts_however_fast_it_is_read(
+    m2jl_in_process: M2jl, record: Path, tmp_path: Path
+) -> None:
+    """As a device would be, paced; as fast as possible; and beside another, through the hub."""
+    code, paced, _ = m2jl_in_process("run", "--source", f"file://{record}", "--speed", "20")
+    assert code == 0
+    code, fast, err = m2jl_in_process("run", "--source", f"file://{record}", "--speed", "max")
+    assert code == 0
+    assert events_of(paced) == events_of(fast)
+    assert {event["event"] for event in events_of(fast)} >= {"onset", "quality"}
+    assert {event["device"] for event in events_of(fast)} == {"long"}
+    assert "self-test passed: " in err
+
+    stats = tmp_path / "stats.json"
+    other = record.parent / ".." / record.parent.name / "long"  # the same record, by another address
+    sources = [f"file://{record}", f"file://{other}"]
+    code, both, err = m2jl_in_process("run", *(word for url in sources for word in ("--source", url)), "--stats", stats)
+    assert code == 0
+    for url in sources:
+        mine = [event for event in events_of(both, without=("time",)) if event["device"] == url]
+        assert [{**event, "device": "long"} for event in mine] == events_of(fast)
+    summary = json.loads(stats.read_text())
+    assert summary["windows"] == sum(device["windows"] for device in summary["devices"]) == 2 * 19
+    assert summary["windows_dropped"] == 0
+    assert [device["source"] for device in summary["devices"]] == sources
+    assert "2 devices are called long" in err
+
+
+def with_golden(built: onnx.ModelProto, save_onnx: Callable[..., Path], spec: ModelSpec, off_by: float) -> Path:
+    """A model that carries golden windows, with logits that are wrong by so much."""
+    steps = np.cumsum(
+        np.random.default_rng(5).integers(-20, 21, (3, len(kept_leads(spec.leads)), spec.window_samples)), axis=-1
+    ).astype(np.int16)
+    logits = Model.load(save_onnx(built)).logits(*batch_windows(signal_of(steps, STEP_MV, spec), spec))
+    entry = built.metadata_props.add()
+    entry.key, entry.value = GOLDEN_KEY, encode(steps, STEP_MV, logits + np.float32(off_by))
+    return save_onnx(built)
+
+
+def test_a_model_that_computes_something_else_here_is_not_run(
+    m2jl_in_process: M2jl,
+    build_onnx: Callable[..., onnx.ModelProto],
+    save_onnx: Callable[..., Path],
+    spec: ModelSpec,
+    sample_path: Path,
+) -> None:
+    path = with_golden(build_onnx(), save_onnx, spec, off_by=0.01)
+    code, out, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", path)
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"m2jl: error: {path} failed its self-test: 3 windows on onnxruntime-cpu")
+
+    sound = with_golden(build_onnx(), save_onnx, spec, off_by=0.0)
+    code, _, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", sound)
+    assert code == 0
+    assert ": self-test passed: 3 windows" in err.splitlines()[1]
+
+
+def test_a_model_without_golden_windows_runs_and_says_so(
+    m2jl_in_process: M2jl,
+    build_onnx: Callable[..., onnx.ModelProto],
+    save_onnx: Callable[..., Path],
+    sample_path: Path,
+) -> None:
+    path = save_onnx(build_onnx())
+    code, _, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", path)
+    assert code == 0
+    assert f"{path} carries no golden windows, so it starts without a self-test" in err
+
+
+def test_golden_windows_that_are_damaged_are_refused(
+    m2jl_in_process: M2jl,
+    build_onnx: Callable[..., onnx.ModelProto],
+    save_onnx: Callable[..., Path],
+    sample_path: Path,
+) -> None:
+    built = build_onnx()
+    entry = built.metadata_props.add()
+    entry.key, entry.value = GOLDEN_KEY, "{}"
+    code, out, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", save_onnx(built))
+    assert (code, out) == (2, "")
+    assert "the golden windows are damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--source", "tcp://127.0.0.1:1", "--source", "tcp://127.0.0.1:2"), "connection refused"),
+        (("--source", "tcp://127.0.0.1:1", "--source", "tcp://nonsense"), "is not the address of a device"),
+        (("--source", "file://{record}", "--source", "tcp://nonsense"), "is not the address of a device"),
+        (("--source", "file://{record}", "--source", "ftp://host"), "ftp://host"),
+        (("--source", "file://{record}", "--source", "file://{record}"), "is there twice"),
+        (("--source", "file://{record}", "--source", "file:///nothing"), "no recording there"),
+        (("--source", "file://{record}", "--notch", "55"), "50 or 60 Hz, not 55"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    m2jl_in_process: M2jl, record: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    code, out, err = m2jl_in_process("run", *(word.format(record=record) for word in arguments))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_a_view_without_a_terminal_is_text_and_says_so(m2jl_in_process: M2jl, record: Path) -> None:
+    code, out, err = m2jl_in_process("run", "--source", f"file://{record}", "--view")
+    assert code == 0
+    assert "--view needs a terminal on stderr" in err
+    assert "\x1b" not in err
+    assert events_of(out)
+
+
+def run_on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """`m2jl run` with a terminal for all three streams; gives its exit code and what it drew."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "m2jl", "run", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"},
+    )
+    os.close(slave)
+    parts = []
+    try:
+        while part := os.read(master, 65536):
+            parts.append(part)
+    except OSError:
+        pass  # how a pseudo-terminal says that the other side is gone
+    finally:
+        os.close(master)
+    return process.wait(30), b"".join(parts).decode()
+
+
+def test_a_view_on_a_terminal_shows_the_events_and_prints_none(record: Path) -> None:
+    code, screen = run_on_a_terminal("--source", f"file://{record}", "--view", "--speed", "40")
+    assert code == 0
+    assert "m2jl-event" not in screen
+    assert "long on file://" in screen
+    assert "onset" in screen
+    assert "┃" in screen
+    assert "19 windows (" in screen
+    code, screen = run_on_a_terminal("--source", f"file://{record}", "--view", "--sink", "-")
+    assert code == 2
+    assert "send stdout elsewhere" in screen
+
+
+def test_what_a_device_starts_with_is_light() -> None:
+    """A second of imports is three on a small board."""
+    modules = "runtime.hub, runtime.session, runtime.startup, runtime.view, runtime.cli, runtime.sinks"
+    check = f"import sys, {modules}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert not {"torch", "onnx", "wfdb", "pandas", "matplotlib", "scipy"} & set(loaded.split())

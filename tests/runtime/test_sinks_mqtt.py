@@ -1,0 +1,446 @@
+"""Events to a real broker, which dies, refuses and comes back; and the spool that bridges it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from runtime.errors import SinkError
+from runtime.events import Event
+from runtime.sinks import Delivery, open_sink, open_sinks
+from runtime.sinks.mqtt import MqttSink
+from runtime.sinks.spool import Spool
+
+# Debian puts it where only root looks.
+MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is missing; Debian's package is mosquitto")
+PATIENCE_S = 60.0
+
+
+def event_of(number: int, device: str | None = "patch/1") -> Event:
+    return Event("onset", float(number), {"name": "m", "sha256": "0"}, device, label="AFIB", probability=0.9)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until_s, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Broker:
+    """A Mosquitto that keeps subscriptions on disk, so that a test sees what was published while it was away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.configure("allow_anonymous true")
+
+    def configure(self, *lines: str) -> None:
+        (self.folder / "broker.conf").write_text(
+            "\n".join(
+                [
+                    f"user {'root' if os.getuid() == 0 else 'nobody'}",
+                    f"persistence true\npersistence_location {self.folder}/",
+                    "autosave_on_changes true\nautosave_interval 1",
+                    f"listener {self.port} 127.0.0.1",
+                    *lines,
+                ]
+            )
+            + "\n"
+        )
+
+    def start(self) -> None:
+        assert MOSQUITTO is not None
+        with (self.folder / "broker.log").open("ab") as log:
+            self._process = subprocess.Popen([MOSQUITTO, "-c", self.folder / "broker.conf"], stdout=log, stderr=log)
+        wait_until(self._listens)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "broker.log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Listener:
+    """Keeps every message under a prefix, in order."""
+
+    def __init__(self, broker: Broker, name: str, topics: str = "ward/#") -> None:
+        self.got: list[tuple[str, str, bool]] = []  # topic, payload, retained
+        self._subscribed = threading.Event()
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTv5)
+        self._client.on_message = self._keep
+        self._client.on_connect = lambda *_: self._client.subscribe(topics, qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.reconnect_delay_set(1, 1)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = 3600
+        self._client.connect("127.0.0.1", broker.port, clean_start=False, properties=properties)
+        self._client.loop_start()
+        assert self._subscribed.wait(PATIENCE_S)
+
+    def _keep(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        self.got.append((message.topic, message.payload.decode(), message.retain))
+
+    def events(self) -> list[float]:
+        """Of each event, its number."""
+        return [json.loads(text)["t_device_s"] for topic, text, _ in list(self.got) if topic.endswith("/event")]
+
+    def statuses(self) -> list[str]:
+        return [text for topic, text, _ in list(self.got) if topic.endswith("/status")]
+
+    def stop(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    (tmp_path / "broker").mkdir()
+    broker = Broker(tmp_path / "broker")
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def listen(broker: Broker) -> Iterator[Callable[[], Listener]]:
+    listeners: list[Listener] = []
+
+    def start() -> Listener:
+        listeners.append(Listener(broker, f"listener-{len(listeners)}"))
+        return listeners[-1]
+
+    yield start
+    for listener in listeners:
+        listener.stop()
+
+
+@pytest.fixture
+def url(broker: Broker, tmp_path: Path) -> str:
+    return f"mqtt://127.0.0.1:{broker.port}/ward?spool={tmp_path / 'spool'}"
+
+
+def first_times(numbers: list[float]) -> list[float]:
+    return list(dict.fromkeys(numbers))
+
+
+@needs_broker
+def test_events_and_status_have_topics_of_their_own(broker: Broker, listen: Callable[[], Listener], url: str) -> None:
+    broker.start()
+    listener = listen()
+    delivery = open_sinks([url], "patch/1")
+    delivery.write(event_of(1))
+    delivery.write(event_of(2, "other"))
+    delivery.close()
+    wait_until(lambda: len(listener.got) == 4)
+    topics = [topic for topic, _, _ in listener.got]
+    assert topics == ["ward/patch_1/status", "ward/patch_1/event", "ward/other/event", "ward/patch_1/status"]
+    assert listener.statuses() == ["online", "offline"]
+    assert json.loads(listener.got[1][1]) == json.loads(event_of(1).to_json()) | {
+        "time": json.loads(listener.got[1][1])["time"]
+    }
+    late = listen()
+    wait_until(lambda: late.got)
+    assert late.got == [("ward/patch_1/status", "offline", True)]
+    (report,) = delivery.report().values()
+    assert (report["written"], report["delivered"], report["waiting"], report["connects"]) == (2, 2, 0, 1)
+
+
+@needs_broker
+def test_a_broker_that_is_killed_again_and_again_gets_everything_in_order(
+    broker: Broker, listen: Callable[[], Listener], url: str
+) -> None:
+    rng = random.Random(7)
+    broker.start()
+    listener = listen()
+    delivery = open_sinks([url], "patch")
+    total, number = 240, 0
+    for stop in (60, 140, 200, total):
+        while number < stop:
+            delivery.write(event_of(number))
+            number += 1
+            time.sleep(rng.choice([0.0, 0.002]))
+        broker.kill()
+        for _ in range(5 if stop < total else 0):
+            delivery.write(event_of(number))
+            number += 1
+        broker.start()
+    wait_until(lambda: len(set(listener.events())) == total)
+    received = listener.events()
+    assert first_times(received) == [float(n) for n in range(total)]
+    # Only what was under way when the connection broke may come twice.
+    assert len(received) - total <= 4 * 21
+    wait_until(lambda: next(iter(delivery.report().values()))["waiting"] == 0)
+    delivery.close()
+    (report,) = delivery.report().values()
+    assert (report["written"], report["dropped"], report["delivered"], report["waiting"]) == (total, 0, total, 0)
+    assert report["connects"] >= 2
+
+
+@needs_broker
+def test_what_waits_when_the_process_ends_is_sent_by_the_next(
+    broker: Broker, listen: Callable[[], Listener], url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivery = open_sinks([url], "patch")
+    for number in range(30):
+        delivery.write(event_of(number))
+    wait_until(lambda: "cannot be reached" in caplog.text)
+    delivery.close()
+    assert "30 events wait in the spool" in caplog.text
+    (report,) = delivery.report().values()
+    assert (report["written"], report["waiting"], report["delivered"]) == (30, 30, 0)
+    broker.start()
+    listener = listen()
+    delivery = open_sinks([url], "patch")
+    assert "30 events from before wait" in caplog.text
+    delivery.write(event_of(30))
+    delivery.close()
+    wait_until(lambda: len(listener.events()) == 31)
+    assert listener.events() == [float(number) for number in range(31)]
+
+
+@needs_broker
+def test_the_last_will_says_that_a_killed_process_is_offline(
+    broker: Broker, listen: Callable[[], Listener], url: str, root: Path
+) -> None:
+    broker.start()
+    listener = listen()
+    code = f"from runtime.sinks import open_sink; import time; s = open_sink({url!r}, 'patch'); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    wait_until(lambda: listener.statuses() == ["online"])
+    process.kill()
+    process.wait()
+    wait_until(lambda: listener.statuses() == ["online", "offline"])
+
+
+@needs_broker
+def test_what_the_broker_refuses_is_kept_and_offered_again(
+    broker: Broker,
+    listen: Callable[[], Listener],
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("runtime.sinks.mqtt.REFUSED_WAIT_S", 0.3)
+    rules = broker.folder / "rules"
+    rules.write_text("topic read #\ntopic write ward/+/status\n")
+    broker.configure("allow_anonymous true", f"acl_file {rules}")
+    broker.start()
+    listener = listen()
+    sink = open_sink(url, "patch")
+    assert isinstance(sink, MqttSink)
+    for number in range(30):
+        sink.write(event_of(number))
+    wait_until(lambda: sink.counts()["refused"] > 40)
+    assert listener.events() == []
+    assert caplog.text.count("refuses events: Not authorized") == 1
+    assert sink.counts()["waiting"] == 30
+    rules.write_text("topic readwrite #\n")
+    assert broker._process is not None
+    broker._process.send_signal(1)  # read the configuration anew
+    wait_until(lambda: len(set(listener.events())) == 30)
+    assert listener.events() == [float(number) for number in range(30)]
+    sink.close()
+
+
+@needs_broker
+def test_a_password_comes_from_the_address_or_the_environment_and_is_never_told(
+    broker: Broker,
+    listen: Callable[[], Listener],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    if (tool := shutil.which("mosquitto_passwd")) is None:
+        pytest.skip("mosquitto_passwd is missing; Debian's package is mosquitto")
+    passwords = broker.folder / "passwords"
+    subprocess.run([tool, "-c", "-b", passwords, "ann", "s3cr/t"], check=True, capture_output=True)
+    broker.configure("allow_anonymous false", f"password_file {passwords}")
+    broker.start()
+    place = f"127.0.0.1:{broker.port}/ward?spool={tmp_path / 'spool'}"
+    wrong = open_sinks([f"mqtt://ann:wr0ng@{place}"], "patch")
+    wrong.write(event_of(0))
+    wait_until(lambda: "refuses: " in caplog.text)
+    wrong.close()
+    assert "Not authorized" in caplog.text or "Bad user name or password" in caplog.text
+    right = open_sinks([f"mqtt://ann:s3cr%2Ft@{place}"], "patch")
+    wait_until(lambda: next(iter(right.report().values()))["delivered"] == 1)
+    right.close()
+    monkeypatch.setenv("M2JL_MQTT_PASSWORD", "s3cr/t")
+    again = open_sinks([f"mqtt://ann@{place}"], "patch")
+    again.write(event_of(1))
+    wait_until(lambda: next(iter(again.report().values()))["delivered"] == 1)
+    again.close()
+    told = caplog.text + str([*wrong.report(), *right.report(), *again.report()])
+    assert "s3cr" not in told
+    assert "wr0ng" not in told
+
+
+# paho leaves the socket of a handshake that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*SSLSocket:pytest.PytestUnraisableExceptionWarning")
+@needs_broker
+def test_mqtts_checks_the_brokers_certificate(broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("openssl is missing; Debian's package is openssl")
+    key, certificate = broker.folder / "key.pem", broker.folder / "certificate.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    broker.configure("allow_anonymous true", f"certfile {certificate}", f"keyfile {key}")
+    broker.start()
+    place = f"mqtts://127.0.0.1:{broker.port}/ward?spool={tmp_path / 'spool'}"
+    strange = open_sink(place, "patch")
+    assert isinstance(strange, MqttSink)
+    strange.write(event_of(0))
+    wait_until(lambda: "cannot be reached" in caplog.text)
+    strange.close()
+    strange._client.loop_stop()
+    gc.collect()
+    known = open_sinks([f"{place}&ca={certificate}"], "patch")
+    wait_until(lambda: next(iter(known.report().values()))["delivered"] == 1)
+    known.close()
+
+
+def test_a_broker_that_is_not_there_keeps_nobody_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = open_sink(f"mqtt://127.0.0.1:{free_port()}/ward?spool={tmp_path}")
+    delivery = Delivery({"broker": sink})
+    for number in range(100):
+        delivery.write(event_of(number))
+    wait_until(lambda: "cannot be reached" in caplog.text)
+    delivery.close()
+    report = delivery.report()["broker"]
+    assert (report["written"], report["dropped"], report["waiting"]) == (100, 0, 100)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("mqtt://", "names no host"),
+        ("mqtt:///ward", "names no host"),
+        ("mqtt://host:many/ward", "is not mqtt://HOST:PORT/PREFIX"),
+        ("mqtt://a..b/ward", "is not mqtt://HOST:PORT/PREFIX"),
+        ("mqtt://host/ward/+", "no + and no #"),
+        ("mqtt://host/ward?spoool=x", "option spoool is not known"),
+        ("mqtts://host/ward?ca=/none", "cannot read /none"),
+        ("mqtt://host/ward?spool=/dev/null/x", "cannot make the spool's folder"),
+    ],
+)
+def test_an_address_that_makes_no_sense_is_refused(url: str, says: str) -> None:
+    with pytest.raises(SinkError) as caught:
+        open_sink(url)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_spool_lies_where_state_belongs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from runtime.sinks.mqtt import state_folder
+
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/service:{tmp_path}/other")
+    assert state_folder() == tmp_path / "service"
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_folder() == tmp_path / "m2jlnet"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert state_folder() == tmp_path / "home" / ".local" / "state" / "m2jlnet"
+
+
+# The spool.
+
+
+def test_a_spool_gives_back_in_order_what_was_not_removed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    for number in range(10):
+        spool.add("topic", str(number))
+    numbers = [number for number, _, _ in spool.after(0, 100)]
+    assert [payload for _, _, payload in spool.after(numbers[2], 3)] == ["3", "4", "5"]
+    spool.remove([numbers[0], numbers[4], 12345])
+    assert len(spool) == 8
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    assert len(again) == 8
+    assert [payload for _, _, payload in again.after(0, 100)] == list("12356789")
+    again.close()
+
+
+def test_numbers_never_begin_anew(tmp_path: Path) -> None:
+    for _ in range(3):
+        spool = Spool(tmp_path / "spool")
+        spool.add("topic", "x")
+        ((last, _, _),) = spool.after(0, 10)
+        spool.remove([last])
+        spool.add("topic", "y")
+        ((next_one, _, _),) = spool.after(last, 10)
+        spool.remove([next_one])
+        assert len(spool) == 0
+        spool.close()
+    assert next_one == 6
+
+
+def test_a_full_spool_drops_the_oldest_and_counts(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", limit=5)
+    for number in range(12):
+        spool.add("topic", str(number))
+    assert [payload for _, _, payload in spool.after(0, 100)] == ["7", "8", "9", "10", "11"]
+    assert (len(spool), spool.dropped) == (5, 7)
+    spool.close()
+
+
+def test_a_spool_belongs_to_one_process(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    with pytest.raises(SinkError, match="another process uses it"):
+        Spool(tmp_path / "spool")
+    spool.close()
+    Spool(tmp_path / "spool").close()
+
+
+def test_a_missing_client_names_its_extra(
+    m2jl_in_process: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, sample_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "paho", None)
+    for name in [name for name in sys.modules if name.startswith("paho.")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--sink", "mqtt://localhost/ward")
+    assert code == 2
+    assert 'pip install "m2jlnet[mqtt]"' in err.splitlines()[-1]
+
+
+def test_types_of_counts(tmp_path: Path) -> None:
+    sink: Any = open_sink(f"mqtt://127.0.0.1:{free_port()}/ward?spool={tmp_path}")
+    assert set(sink.counts()) == {"delivered", "refused", "waiting", "spool_dropped", "connects"}
+    sink.close()
