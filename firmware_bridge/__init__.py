@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from firmware_bridge.decoder import Decoder
     from firmware_bridge.device import Device, DeviceStats, LinkChange
     from firmware_bridge.errors import (
+        AddressError,
         BridgeError,
         LinkLost,
         NoDevice,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Imported when first asked for (PEP 562): `m2jl --help` must not wait for numpy and pyserial.
 _HOME = {
+    "AddressError": "errors",
     "Block": "blocks",
     "BlockAssembler": "blocks",
     "BridgeError": "errors",
@@ -50,6 +52,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AddressError",
     "Block",
     "BlockAssembler",
     "BridgeError",

@@ -60,8 +60,8 @@ def emulate(
         typer.Option(
             metavar="KIND:EVERY_S[:AMOUNT]",
             help="Let something go wrong about every EVERY_S seconds of signal; may be repeated. KIND is bitflip "
-            "(AMOUNT bits), drop, duplicate (bytes), repeat (a frame so often again), version, pause, unplug, "
-            "leadoff, saturate (for AMOUNT seconds) or restart.",
+            "(AMOUNT bits), drop, duplicate (bytes), repeat (a frame so often again), swap (with the next frame), "
+            "version, pause, unplug, leadoff, saturate (for AMOUNT seconds) or restart.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="When faults come and what they hit.")] = 0,
@@ -231,6 +231,9 @@ def devices(
             typer.echo(f"    {port.problem}")
         else:
             info = port.info
-            typer.echo(f"    {info.device_id} ({info.firmware}): {', '.join(info.leads)} at {info.rate_hz:g} Hz")
+            typer.echo(
+                f"    {info.device_id} ({info.firmware}): {', '.join(info.leads)} at {info.rate_hz:g} Hz, "
+                f"{info.adc_bits} bits; answers in {1000 * (port.round_trip_s or 0):.1f} ms"
+            )
     if not ports:
         typer.echo("no serial port is there", err=True)

@@ -20,6 +20,7 @@ from firmware_bridge.errors import DropReason, FrameError
 from firmware_bridge.protocol import DELIMITER, MAX_ENCODED_BYTES, Frame, decode_frame
 
 _log = logging.getLogger("firmware_bridge")
+_OVERLONG = f"more than {MAX_ENCODED_BYTES} bytes without a delimiter"
 
 
 @dataclass(slots=True)
@@ -51,15 +52,20 @@ class Decoder:
         self.stats.bytes_received += len(data)
         *complete, rest = data.split(DELIMITER)
         frames: list[Frame] = []
+        if complete:
+            self._collect(complete[0])
+            complete[0] = bytes(self._pending)
+            self.forget()
         for run in complete:
-            # A run that came whole, as most do, need not be put together.
-            if self._pending or self._overlong or len(run) > MAX_ENCODED_BYTES:
-                self._collect(run)
-                frame = self._finish()
-            else:
-                frame = self._decode(run)
-            if frame is not None:
-                frames.append(frame)
+            if not run:  # between two frames, or behind a run that was too long
+                continue
+            try:
+                if len(run) > MAX_ENCODED_BYTES:
+                    raise FrameError(DropReason.OVERLONG, _OVERLONG)
+                frames.append(decode_frame(run))
+            except FrameError as error:
+                self._drop(error)
+        self.stats.frames += len(frames)
         self._collect(rest)
         return frames
 
@@ -69,33 +75,17 @@ class Decoder:
         self._overlong = False
 
     def _collect(self, run: bytes) -> None:
+        """Keep the beginning of a frame, unless it cannot be one."""
         if self._overlong:
             return
         if len(self._pending) + len(run) > MAX_ENCODED_BYTES:
             self._pending.clear()
             self._overlong = True
-            self._drop(DropReason.OVERLONG, f"more than {MAX_ENCODED_BYTES} bytes without a delimiter")
+            self._drop(FrameError(DropReason.OVERLONG, _OVERLONG))
         else:
             self._pending += run
 
-    def _finish(self) -> Frame | None:
-        self._overlong = False
-        run = bytes(self._pending)
-        self._pending.clear()
-        return self._decode(run)
-
-    def _decode(self, run: bytes) -> Frame | None:
-        if not run:  # between two frames, or behind a run that was too long
-            return None
-        try:
-            frame = decode_frame(run)
-        except FrameError as error:
-            self._drop(error.reason, str(error))
-            return None
-        self.stats.frames += 1
-        return frame
-
-    def _drop(self, reason: DropReason, message: str) -> None:
-        self.stats.dropped[reason] += 1
-        self.stats.last_error = message
-        _log.debug("dropped: %s", message)
+    def _drop(self, error: FrameError) -> None:
+        self.stats.dropped[error.reason] += 1
+        self.stats.last_error = str(error)
+        _log.debug("dropped: %s", error)

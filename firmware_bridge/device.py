@@ -2,13 +2,14 @@
 
     with Device.open("serial:///dev/ttyUSB0?baud=230400") as device:
         print(device.info.device_id, device.info.leads, device.info.rate_hz)
-        device.start()
-        for block in device.blocks():
+        for block in device.blocks(start=True):
             consume(block)
+        print(device.stats)
 
 `blocks` ends when the device says that it stopped and raises `LinkLost` when the port goes or falls silent, or
-waits for it to come back: `device.blocks(reconnect_s=60)`. What was lost meanwhile is the first block's
-`missing_samples`, exact to the sample if the device kept its power. A device that streams without being asked
+waits for it to come back: `device.blocks(start=True, reconnect_s=60)`. What was lost meanwhile is the first block's
+`missing_samples`, exact to the sample if the device kept its power. `stats` counts what came and what did not, and
+says by how much the device's clock is fast. A device that streams without being asked
 needs no `start`, and does not mind one. One that restarts by itself while it was to stream is started again; the
 first block after that says `restarted`.
 """
@@ -19,13 +20,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from firmware_bridge.blocks import AssemblerStats, Block, BlockAssembler
+from firmware_bridge.clock import ClockFit
 from firmware_bridge.decoder import Decoder, DecoderStats
-from firmware_bridge.errors import DropReason, LinkLost, NoDevice, PortError, ProtocolError
+from firmware_bridge.errors import BridgeError, DropReason, LinkLost, NoDevice, PortError, ProtocolError
 from firmware_bridge.link import POLL_S, Link
 from firmware_bridge.messages import (
     Ack,
@@ -67,7 +69,8 @@ class LinkChange:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStats:
-    """What came over the link so far. Samples are counted per lead; all else in bytes and frames."""
+    """What came over the link so far. Samples are counted per lead; all else in bytes and frames. `AssemblerStats` says
+    more of the fields that it has too."""
 
     bytes_received: int
     frames: int
@@ -80,14 +83,26 @@ class DeviceStats:
     samples_received: int
     samples_missing: int
     samples_before_info: int
+    frames_missing: int
+    """Of any type."""
     duplicates: int
+    late: int
     rejected: int
     restarts: int
     reconnects: int
+    drift_ppm: float | None
+    """Parts per million by which the device's clock is fast against the host's; None while unknown, for about ten
+    seconds. An emulator at another speed has a clock that is that much faster."""
 
     @classmethod
-    def of(cls, decoder: DecoderStats, assembler: AssemblerStats, reconnects: int = 0) -> Self:
-        """What both have counted."""
+    def of(
+        cls,
+        decoder: DecoderStats,
+        assembler: AssemblerStats,
+        reconnects: int = 0,
+        drift_ppm: float | None = None,
+    ) -> Self:
+        """What they have counted and found."""
         return cls(
             bytes_received=decoder.bytes_received,
             frames=decoder.frames,
@@ -99,10 +114,13 @@ class DeviceStats:
             samples_received=assembler.samples_received,
             samples_missing=assembler.samples_missing,
             samples_before_info=assembler.samples_before_info,
+            frames_missing=assembler.frames_missing,
             duplicates=assembler.duplicates,
+            late=assembler.late,
             rejected=assembler.rejected,
             restarts=assembler.restarts,
             reconnects=reconnects,
+            drift_ppm=drift_ppm,
         )
 
 
@@ -115,6 +133,7 @@ class Device:
         self._timeout_s = timeout_s
         self._decoder = Decoder()
         self._assembler = BlockAssembler()
+        self._clock = ClockFit(rate_hz=1.0)  # until INFO says which
         self._ready: deque[Block] = deque()
         self._command_id = random.randrange(1 << 16)
         self._sequence = 0
@@ -157,8 +176,8 @@ class Device:
 
     @property
     def stats(self) -> DeviceStats:
-        """The counters as they are now."""
-        return DeviceStats.of(self._decoder.stats, self._assembler.stats, self._reconnects)
+        """The counters as they are now. May be read from any thread."""
+        return DeviceStats.of(self._decoder.stats, self._assembler.stats, self._reconnects, self._clock.ppm)
 
     def start(self) -> None:
         """Make the device stream. Returns once it confirmed, or once samples come, whichever is first."""
@@ -170,6 +189,11 @@ class Device:
         """Make the device stop. What it sent before is still delivered by `blocks`, which then ends."""
         self._started = False
         self._command(CommandKind.STOP)
+
+    def ping(self) -> float:
+        """Seconds from sending a PING until its answer was read; `NoDevice` if none comes."""
+        echo = self._command(CommandKind.PING, time.monotonic_ns().to_bytes(8, "little"))
+        return (time.monotonic_ns() - int.from_bytes(echo, "little")) * 1e-9
 
     def set_rate(self, rate_hz: float) -> Info:
         """Make a stopped device sample at `rate_hz`; gives the INFO that holds from now on.
@@ -187,17 +211,21 @@ class Device:
         return self._set(CommandKind.SET_LEADS, mask.to_bytes(2, "little"))
 
     def blocks(
-        self, *, reconnect_s: float = 0.0, on_link: Callable[[LinkChange], object] | None = None
+        self,
+        *,
+        start: bool = False,
+        reconnect_s: float = 0.0,
+        on_link: Callable[[LinkChange], object] | None = None,
     ) -> Iterator[Block]:
         """Yield blocks as they arrive until the device says it stopped, or `interrupt` or `close` was called.
 
-        A link is lost when the port goes or when no frame came for three seconds: a working device says
-        something every second, so silence is a fault and never an end. Then the address is opened again, for
-        up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was. `on_link` is told
-        of both.
+        With `start` the device is started first. A link is lost when the port goes or when no frame came for three
+        seconds: a working device says something every second, so silence is a fault and never an end. Then the address
+        is opened again, for up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was or was
+        to be. `on_link` is told of both.
 
-        Raises `LinkLost` when the link did not come back in time, and `ProtocolError` when what came back has
-        other leads or another rate.
+        Raises `LinkLost` when the link did not come back in time, `ProtocolError` when what came back has other leads
+        or another rate, and what `start` raises.
         """
         heard_s = time.monotonic()
         silence_s = min(_SILENCE_S, self._timeout_s)
@@ -206,19 +234,23 @@ class Device:
                 yield self._ready.popleft()
                 heard_s = time.monotonic()
                 continue
-            if self._stopped:
+            if self._stopped and not start:
                 return
             try:
-                if self._pump():
+                if start:
+                    self.start()
+                    start = False
+                elif self._pump():
                     heard_s = time.monotonic()
                 elif time.monotonic() - heard_s > silence_s:
                     raise LinkLost(f"lost {self.url}: the device has said nothing for {silence_s:g} s")
-            except LinkLost as error:
+            except (LinkLost, NoDevice) as error:  # NoDevice: it did not answer START
                 if self._closed:
                     return
                 if reconnect_s <= 0:
                     raise
-                self._come_back(error, reconnect_s, on_link or (lambda _change: None))
+                self._come_back(error, reconnect_s, on_link or (lambda _change: None), start=start or self._started)
+                start = False
                 heard_s = time.monotonic()
 
     def interrupt(self) -> None:
@@ -251,11 +283,13 @@ class Device:
     def _ended(self) -> bool:
         return self._interrupted or self._closed
 
-    def _come_back(self, lost: LinkLost, limit_s: float, tell: Callable[[LinkChange], object]) -> None:
+    def _come_back(
+        self, lost: BridgeError, limit_s: float, tell: Callable[[LinkChange], object], *, start: bool
+    ) -> None:
         """Open the link again and go on as before; return without it only if someone asked to end."""
         tell(LinkChange("lost", str(lost)))
         lost_s, wait_s = time.monotonic(), _FIRST_WAIT_S
-        started, said = self._started, ""
+        said = ""
         while True:
             self._link.close()
             again_s = time.monotonic() + wait_s
@@ -265,21 +299,24 @@ class Device:
                 return
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             try:
-                self._link = self._link.reopen()
+                self._link = self._link.reopen(lambda: self._ended)
                 self._decoder.forget()
                 self._greet(with_status=True)
-                if started:
+                if start:
                     self._start_again()
             except (PortError, NoDevice, LinkLost) as error:
-                if time.monotonic() - lost_s > limit_s:
+                if time.monotonic() - lost_s > limit_s and not self._ended:
                     raise LinkLost(f"{lost}; it did not come back within {limit_s:g} s: {error}") from error
-                if str(error) != said:
+                if str(error) != said and not self._ended:
                     said = str(error)
                     _log.warning("waiting for %s: %s", self.url, error)
             else:
                 self._reconnects += 1
                 tell(LinkChange("back", f"back after {time.monotonic() - lost_s:.1f} s: {self.url}"))
                 return
+            finally:
+                if self._closed:  # meanwhile, and what was opened since is still open
+                    self._link.close()
 
     def _start_again(self) -> None:
         """Start what was started, unless it came to its end meanwhile: then `blocks` ends, its rest counted."""
@@ -315,16 +352,17 @@ class Device:
             raise NoDevice(f"{came} bytes came from {self.url} and no frame among them: is the baud rate right?")
         raise NoDevice(f"no device answers at {self.url} within {self._timeout_s:g} s: is it on, and is this its port?")
 
-    def _command(self, kind: CommandKind, argument: bytes = b"") -> None:
-        """Send a command until it is acknowledged; for START, samples are as good, and `interrupt` gives up."""
+    def _command(self, kind: CommandKind, argument: bytes = b"") -> bytes:
+        """Send a command until it is acknowledged, and give what the answer echoes; for START, samples are as good, and
+        `interrupt` gives up."""
         self._ack = None
         for _ in self._attempts(kind, argument):
             if self._ack is not None and self._ack.result is not Result.OK:
                 raise ProtocolError(f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}")
             if self._ack is not None:
-                return
+                return self._ack.echo
             if kind is CommandKind.START and (self._streaming or self._interrupted):
-                return
+                return b""
         raise NoDevice(f"{self.info.device_id} at {self.url} does not answer {kind.name}")
 
     def _attempts(self, kind: CommandKind, argument: bytes = b"") -> Iterator[None]:
@@ -345,26 +383,37 @@ class Device:
 
     def _pump(self) -> bool:
         """Read once and handle what came; says whether any frame did."""
-        frames = self._decoder.feed(self._link.read())
-        for frame in frames:
-            self._handle(frame)
+        data, arrival_s = self._link.read(), time.monotonic()
+        frames = self._decoder.feed(data)
+        handled = 0
+        try:
+            for frame in frames:
+                self._handle(frame)
+                handled += 1
+        finally:  # whatever is wrong with a frame, those before it are good
+            self._assemble(frames[:handled], arrival_s)
         return bool(frames)
 
+    def _assemble(self, frames: Sequence[Frame], arrival_s: float) -> None:
+        blocks = self._assembler.push_all(frames)
+        self._ready.extend(blocks)
+        if blocks:
+            if any(block.restarted for block in blocks):
+                self._clock.restart()
+            last = blocks[-1]
+            self._clock.add(last.first_sample + last.ecg_mv.shape[1], arrival_s)
+
     def _handle(self, frame: Frame) -> None:
-        if isinstance(frame.message, Info):
-            self._recognise(frame.message)
-        block = self._assembler.push(frame)
-        if block is not None:
-            self._ready.append(block)
         match frame.message:
             case Samples():
                 self._streaming = True
-                self._stopped = False
+                self._go_on()
             case Ack(command_id=self._command_id) as ack:
                 self._ack = ack
                 if ack.kind == CommandKind.START and ack.result is Result.OK:
-                    self._stopped = False
+                    self._go_on()
             case Info() as info:
+                self._recognise(info)
                 self._learn(info)
             case Status() as status:
                 self._follow(status)
@@ -376,13 +425,19 @@ class Device:
     def _follow(self, status: Status) -> None:
         self._reason = status.reason
         if status.streaming:
-            self._stopped = False
+            self._go_on()
         elif self._started and status.reason is StopReason.POWER_ON:
             _log.warning("%s restarted; starting it again", self.url)
             self._send(CommandKind.START)
         else:
             self._started = False
             self._stopped = True
+
+    def _go_on(self) -> None:
+        """Samples come, or will. If they had stopped, so had the clock that counts them."""
+        if self._stopped:
+            self._clock.restart()
+        self._stopped = False
 
     def _recognise(self, info: Info) -> None:
         """Whoever was plugged in instead is someone else's electrodes; its samples must not be taken for ours."""
@@ -398,6 +453,8 @@ class Device:
                 f"the device at {self.url} changed: now {len(info.leads)} leads ({', '.join(info.leads)}) at "
                 f"{info.rate_hz:g} Hz; open it again"
             )
+        if self._layout is None:
+            self._clock = ClockFit(info.rate_hz)
         self._layout = layout
         self._info = info
         self._introduced = True

@@ -83,6 +83,7 @@ class Emulator:
         self._speed = speed * (1 + drift_ppm * 1e-6)
         self._faults = faults
         self._spoiled: list[Fault] = []
+        self._held = b""
         self._marked: list[tuple[int, Fault, int]] = []
         self._quiet_until_s = 0.0
         self._plugged = True
@@ -230,13 +231,16 @@ class Emulator:
 
     def _queue(self, frames: list[Frame]) -> None:
         for frame in frames:
-            wire = frame.encode()
+            wire, held = frame.encode(), self._held
+            self._held = b""
             if self._faults is not None and isinstance(frame.message, Samples):
                 # Another version is put on a whole frame, which then may be damaged.
                 for fault in sorted(self._spoiled, key=lambda fault: fault.kind is not FaultKind.VERSION):
                     wire = self._faults.damage(fault, wire)
+                if self._device.streaming and any(fault.kind is FaultKind.SWAP for fault in self._spoiled):
+                    self._held, wire = wire, b""
                 self._spoiled.clear()
-            self._outbox += wire
+            self._outbox += wire + held
 
     def _flush(self) -> None:
         now_s = time.monotonic()

@@ -2,6 +2,7 @@
 
     BridgeError                 anything below; the m2jl command prints one line and exits with `exit_code`
     ├── PortError               the port or address cannot be opened; the message says what to do
+    │   └── AddressError        it never can be: what was given is no address
     ├── NoDevice                it opened, but nothing there speaks the protocol, or it stopped answering
     ├── LinkLost                it was open and working, and went away
     ├── ProtocolError           the other side says something this side cannot accept, or refuses a command
@@ -25,6 +26,10 @@ class BridgeError(Exception):
 
 class PortError(BridgeError):
     """The port or address cannot be opened."""
+
+
+class AddressError(PortError):
+    """What was given is no address of a device, so waiting for it is of no use."""
 
 
 class NoDevice(BridgeError):  # noqa: N818 - a state of the cable, as its name says

@@ -30,6 +30,7 @@ class FaultKind(StrEnum):
     DROP = "drop"
     DUPLICATE = "duplicate"
     REPEAT = "repeat"
+    SWAP = "swap"
     VERSION = "version"
     PAUSE = "pause"
     UNPLUG = "unplug"
@@ -43,6 +44,7 @@ AMOUNTS = {
     FaultKind.DROP: 1.0,
     FaultKind.DUPLICATE: 1.0,
     FaultKind.REPEAT: 1.0,
+    FaultKind.SWAP: 1.0,
     FaultKind.VERSION: 1.0,
     FaultKind.PAUSE: 1.0,
     FaultKind.UNPLUG: 2.0,
@@ -50,8 +52,8 @@ AMOUNTS = {
     FaultKind.LEADOFF: 2.0,
     FaultKind.SATURATE: 2.0,
 }
-"""What AMOUNT is if it is not given: bits, bytes, copies, or seconds of signal. VERSION and RESTART have none."""
-_UNCOUNTED = (FaultKind.VERSION, FaultKind.RESTART)
+"""What AMOUNT is if it is not given: bits, bytes, copies, or seconds of signal. SWAP, VERSION and RESTART have none."""
+_UNCOUNTED = (FaultKind.SWAP, FaultKind.VERSION, FaultKind.RESTART)
 _IN_SECONDS = (FaultKind.PAUSE, FaultKind.UNPLUG, FaultKind.LEADOFF, FaultKind.SATURATE)
 _MAJOR_VERSION_BIT = 0x20
 

@@ -1,4 +1,4 @@
-"""What frames carry: one frozen dataclass per message, each with `encode` to and `decode` from payload bytes.
+"""What frames carry: one dataclass per message, each with `encode` to and `decode` from payload bytes.
 
     Ping = Command(command_id=7, kind=CommandKind.PING, argument=b"now")
     Command.decode(ping.encode()) == ping
@@ -10,6 +10,7 @@ reason, a result) becomes `OTHER`, since a newer peer may have more of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -173,7 +174,7 @@ class Info:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make it six times as expensive, and nearly every frame is one
 class Samples:
     """A few milliseconds of every lead, as the converter counted them.
 
@@ -195,10 +196,11 @@ class Samples:
     def __post_init__(self) -> None:
         if not 1 <= self.leads <= MAX_LEADS or self.bytes_per_sample not in (2, 3):
             raise malformed(f"SAMPLES: {self.leads} leads of {self.bytes_per_sample} bytes")
-        if not self.data or len(self.data) % (self.leads * self.bytes_per_sample):
+        samples, rest = divmod(len(self.data), self.leads * self.bytes_per_sample)
+        if rest or not samples:
             raise malformed(f"SAMPLES: {len(self.data)} bytes are no whole number of samples")
-        if not 1 <= self.samples <= 255:
-            raise malformed(f"SAMPLES: {self.samples} samples in one frame, 1 to 255 are possible")
+        if samples > 255:
+            raise malformed(f"SAMPLES: {samples} samples in one frame, 1 to 255 are possible")
 
     @property
     def samples(self) -> int:
@@ -226,12 +228,8 @@ class Samples:
 
     def counts(self) -> NDArray[np.int32]:
         """The counts, signed, (leads, samples)."""
-        width = self.bytes_per_sample
-        # Four bytes that end where a count ends: the count is in the upper ones, and a shift extends its sign.
-        padded = bytes(4 - width) + self.data
-        shape, strides = (self.leads, self.samples), (width, width * self.leads)
-        wide: NDArray[np.int32] = np.ndarray(shape, "<i4", padded, strides=strides)
-        return np.right_shift(wide, 8 * (4 - width), order="C")
+        counts: NDArray[np.int32] = unpack_counts([self])[0]
+        return counts
 
     def encode(self) -> bytes:
         fixed = (self.boot_id, self.lead_off, self.saturated, self.leads, self.samples, self.bytes_per_sample)
@@ -245,6 +243,17 @@ class Samples:
         if len(data) < size:
             raise malformed(f"SAMPLES: {len(data)} bytes of counts, {size} are announced")
         return cls(boot_id, lead_off, saturated, leads, bytes_per_sample, data)
+
+
+def unpack_counts(alike: Sequence[Samples]) -> NDArray[np.int32]:
+    """The counts of several frames, signed, (frames, leads, samples). They must have the same leads, samples and
+    bytes per sample; a read's worth at once costs little more than one alone."""
+    leads, samples, width = alike[0].leads, alike[0].samples, alike[0].bytes_per_sample
+    # Four bytes that end where a count ends: the count is in the upper ones, and a shift extends its sign.
+    padded = bytes(4 - width) + b"".join([each.data for each in alike])
+    shape, strides = (len(alike), leads, samples), (leads * samples * width, width, width * leads)
+    wide: NDArray[np.int32] = np.ndarray(shape, "<i4", padded, strides=strides)
+    return np.right_shift(wide, 8 * (4 - width), order="C")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Port:
     """What answered."""
     problem: str | None
     """Why nothing did."""
+    round_trip_s: float | None = None
+    """From asking to its answer."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -46,6 +48,7 @@ class Port:
             "rate_hz": self.info.rate_hz,
             "adc_bits": self.info.adc_bits,
             "supply_mv": self.info.supply_mv,
+            "round_trip_ms": None if self.round_trip_s is None else round(1000 * self.round_trip_s, 1),
         }
         return {
             "url": self.url,
@@ -72,6 +75,6 @@ def survey(urls: Sequence[str] = (), *, baud: int = DEFAULT_BAUD, timeout_s: flo
 def _ask(url: str, description: str, usb: str | None, timeout_s: float) -> Port:
     try:
         with Device.open(url, timeout_s) as device:
-            return Port(url, description, usb, device.info, None)
+            return Port(url, description, usb, device.info, None, device.ping())
     except BridgeError as error:
         return Port(url, description, usb, None, str(error))

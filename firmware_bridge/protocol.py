@@ -12,8 +12,8 @@ module knows one at a time.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from firmware_bridge import cobs
 from firmware_bridge.errors import DropReason, FrameError, ProtocolError
@@ -27,14 +27,15 @@ SEQUENCE_MODULO = 1 << 16
 
 _HEADER = Struct("<BBHQ")
 _CRC_BYTES = 4
+_CRC_RESIDUE = 0x2144DF1C
+"""The CRC-32 of anything that is followed by its own CRC-32, little-endian."""
 MIN_PACKET_BYTES = _HEADER.size + _CRC_BYTES
 MAX_PACKET_BYTES = MIN_PACKET_BYTES + MAX_PAYLOAD_BYTES
 MAX_ENCODED_BYTES = cobs.max_encoded_length(MAX_PACKET_BYTES)
 """The longest run between two delimiters that can still be a frame."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One message with its place in the stream."""
 
     sequence: int
@@ -65,10 +66,9 @@ def decode_frame(stuffed: bytes) -> Frame:
     packet = cobs.decode(stuffed)
     if not MIN_PACKET_BYTES <= len(packet) <= MAX_PACKET_BYTES:
         raise FrameError(DropReason.FRAMING, f"{len(packet)} bytes are not a frame")
-    body, checksum = packet[:-_CRC_BYTES], packet[-_CRC_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(checksum, "little"):
+    if zlib.crc32(packet) != _CRC_RESIDUE:
         raise FrameError(DropReason.CRC, "the CRC does not match")
-    version, message_type, sequence, tick = _HEADER.unpack_from(body)
+    version, message_type, sequence, tick = _HEADER.unpack_from(packet)
     if version >> 4 != MAJOR_VERSION:
         raise FrameError(
             DropReason.VERSION, f"protocol {version >> 4}.{version & 15}; this side speaks {MAJOR_VERSION}.x"
@@ -76,7 +76,7 @@ def decode_frame(stuffed: bytes) -> Frame:
     kind = MESSAGES.get(message_type)
     if kind is None:
         raise FrameError(DropReason.UNKNOWN_TYPE, f"a frame of unknown type 0x{message_type:02x}")
-    return Frame(sequence, tick, kind.decode(body[_HEADER.size :]), version & 15)
+    return Frame(sequence, tick, kind.decode(packet[_HEADER.size : -_CRC_BYTES]), version & 15)
 
 
 def max_samples_per_frame(leads: int, bytes_per_sample: int) -> int:

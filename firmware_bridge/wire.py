@@ -32,51 +32,20 @@ _RATE_SPAN_S = 5.0
 """Rates are means over so long."""
 _STRIP_S = 4.0
 """How much of a lead is kept for its strip."""
-_FIT_POINTS = 300
-_FIT_LEAST_POINTS = 8
 _CHUNK_BYTES = 1 << 16
-_DAMAGE = ("crc_errors", "framing_errors", "other_version", "unknown_types", "malformed", "duplicates", "rejected")
+_DAMAGE = (
+    "crc_errors",
+    "framing_errors",
+    "other_version",
+    "unknown_types",
+    "malformed",
+    "duplicates",
+    "late",
+    "rejected",
+)
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """By column and row of a braille character."""
-
-
-class ClockFit:
-    """How fast the device's clock is against the host's, from when samples arrive.
-
-    Bytes come late by a time that changes: adapters and schedulers hold them back, and never deliver them early.
-    So the earliest arrival of every second counts, and the slope is the median of those between all pairs of
-    seconds (Theil-Sen), which a few late ones do not move.
-    """
-
-    def __init__(self, rate_hz: float) -> None:
-        """`rate_hz` is what the device says that its clock does."""
-        self._rate_hz = rate_hz
-        self._points: deque[tuple[float, float]] = deque(maxlen=_FIT_POINTS)
-
-    def add(self, sample: int, arrival_s: float) -> None:
-        """Sample number `sample` had been taken when it arrived at `arrival_s` on the host's clock."""
-        late_s = arrival_s - sample / self._rate_hz
-        if self._points and int(self._points[-1][0]) == int(arrival_s):
-            if late_s < self._points[-1][1]:
-                self._points[-1] = (arrival_s, late_s)
-        else:
-            self._points.append((arrival_s, late_s))
-
-    def restart(self) -> None:
-        """The device's clock begins anew."""
-        self._points.clear()
-
-    def ppm(self) -> float | None:
-        """Parts per million by which the device's clock is fast; None while too little is known."""
-        if len(self._points) < _FIT_LEAST_POINTS:
-            return None
-        # The latest second is not over, so its earliest arrival may be still to come.
-        at_s, late_s = np.array(self._points).T[:, :-1]
-        one, other = np.triu_indices(len(at_s), 1)
-        slope = float(np.median((late_s[other] - late_s[one]) / (at_s[other] - at_s[one])))
-        # late = arrival - n / rate and n = rate * (1 + drift) * arrival, so the slope is the drift's opposite.
-        return -slope * 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +57,6 @@ class WireReport:
     rate_hz: float
     """Samples per second that arrived lately."""
     bytes_per_s: float
-    drift_ppm: float | None
-    """How much the device's clock is fast against the host's; None while unknown."""
     lead_off: tuple[str, ...]
     saturated: tuple[str, ...]
     stats: DeviceStats
@@ -104,6 +71,12 @@ class WireReport:
         """Frames that were of no use, by reason, without those that did not occur."""
         return {name: count for name in _DAMAGE if (count := getattr(self.stats, name))}
 
+    @property
+    def drift(self) -> str:
+        """By how much the device's clock is fast, in words."""
+        ppm = self.stats.drift_ppm
+        return "unknown yet" if ppm is None else f"{ppm:+.0f} ppm"
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return asdict(self) | {"lost_percent": self.lost_percent, "damage": self.damage}
@@ -116,7 +89,7 @@ class WireReport:
             f"{self.bytes_per_s / 1000:.1f} kB/s",
             f"{self.stats.samples_missing} samples lost ({self.lost_percent:.3f} %)",
             "damaged: " + (", ".join(f"{count} {name}" for name, count in self.damage.items()) or "none"),
-            "drift " + ("unknown yet" if self.drift_ppm is None else f"{self.drift_ppm:+.0f} ppm"),
+            f"drift {self.drift}",
             f"off: {', '.join(self.lead_off) or 'none'}",
         ]
         if self.saturated:
@@ -133,7 +106,6 @@ class WireWatch:
         """`stats` gives the counters as they are when it is called."""
         self._info = info
         self._stats = stats
-        self._clock = ClockFit(info.rate_hz)
         self._lock = threading.Lock()
         self._began_s: float | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -146,10 +118,7 @@ class WireWatch:
         with self._lock:
             if self._began_s is None:
                 self._began_s = arrival_s
-            if block.restarted:
-                self._clock.restart()
             count = block.ecg_mv.shape[1]
-            self._clock.add(block.first_sample + count, arrival_s)
             self._recent.append((arrival_s, stats.samples_received, stats.bytes_received))
             while self._recent[0][0] < arrival_s - _RATE_SPAN_S:
                 self._recent.popleft()
@@ -170,7 +139,6 @@ class WireWatch:
                 t_s=0.0 if self._began_s is None else now_s - self._began_s,
                 rate_hz=rate_hz,
                 bytes_per_s=bytes_per_s,
-                drift_ppm=self._clock.ppm(),
                 lead_off=self._names(self._lead_off),
                 saturated=self._names(self._saturated),
                 stats=stats,
@@ -186,19 +154,21 @@ class WireWatch:
         return tuple(itertools.compress(self._info.leads, flags))
 
 
-def strip(signal: NDArray[np.float32], width: int) -> str:
-    """Draw a signal as one line of braille: two columns of four dots per character, scaled to its range."""
+def strip(signal: NDArray[np.float32], width: int, height: int = 1) -> str:
+    """Draw a signal in `height` lines of `width` braille characters, two columns of four dots each, scaled to its
+    range."""
     parts = np.array_split(signal, 2 * width)
     low, high = np.array([(part.min(), part.max()) if part.size else (0, 0) for part in parts]).T
     bottom, span = low.min(), max(float(high.max() - low.min()), 1e-6)
     # Row 0 is at the top. Every column is drawn from its lowest to its highest value.
-    top_row = np.rint(3 * (1 - (high - bottom) / span)).astype(int)
-    bottom_row = np.rint(3 * (1 - (low - bottom) / span)).astype(int)
-    codes = [_BRAILLE] * width
+    last_row = 4 * height - 1
+    top_row = np.rint(last_row * (1 - (high - bottom) / span)).astype(int)
+    bottom_row = np.rint(last_row * (1 - (low - bottom) / span)).astype(int)
+    codes = [[_BRAILLE] * width for _ in range(height)]
     for column in range(2 * width):
         for row in range(top_row[column], bottom_row[column] + 1):
-            codes[column // 2] |= _DOTS[column % 2][row]
-    return "".join(map(chr, codes))
+            codes[row // 4][column // 2] |= _DOTS[column % 2][row % 4]
+    return "\n".join("".join(map(chr, line)) for line in codes)
 
 
 def replay(path: Path) -> tuple[Info, DeviceStats]:
@@ -208,8 +178,7 @@ def replay(path: Path) -> tuple[Info, DeviceStats]:
     """
     decoder, assembler = Decoder(), BlockAssembler()
     for chunk in _chunks(path):
-        for frame in decoder.feed(chunk):
-            assembler.push(frame)
+        assembler.push_all(decoder.feed(chunk))
     if assembler.info is None:
         raise NoDevice(f"{path}: no INFO in {decoder.stats.bytes_received} bytes; was it made by m2jl wire --record?")
     return assembler.info, DeviceStats.of(decoder.stats, assembler.stats)

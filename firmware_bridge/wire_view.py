@@ -56,7 +56,6 @@ def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
             while not done.wait(every_s):
                 tell(watch.report(time.monotonic()))
 
-        device.start()
         teller = threading.Thread(target=keep_telling, daemon=True)
         teller.start()
         if duration_s is not None:
@@ -65,7 +64,7 @@ def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
             timer.start()
             stack.callback(timer.cancel)
         try:
-            for block in device.blocks(reconnect_s=float("inf"), on_link=on_link):
+            for block in device.blocks(start=True, reconnect_s=float("inf"), on_link=on_link):
                 watch.push(block, time.monotonic())
         finally:
             done.set()
@@ -76,14 +75,14 @@ def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
 def picture(device: Device, watch: WireWatch, report: WireReport, news: str, width: int) -> RenderableType:
     """The view for a terminal that is `width` characters wide."""
     info, stats = device.info, report.stats
-    drift = "unknown yet" if report.drift_ppm is None else f"{report.drift_ppm:+.0f} ppm against this computer"
     table = Table.grid(padding=(0, 2))
     table.add_row("rate", f"{report.rate_hz:.1f} of {info.rate_hz:g} Hz, {report.bytes_per_s / 1000:.1f} kB/s")
     table.add_row("samples", f"{stats.samples_received} received, {stats.samples_missing} lost")
     table.add_row("", f"{report.lost_percent:.3f} % lost, {stats.restarts} restarts, {stats.reconnects} reconnects")
+    table.add_row("frames", f"{stats.frames} received, {stats.frames_missing} missing")
     damaged = ", ".join(f"{count} {name}" for name, count in report.damage.items())
     table.add_row("damaged", Text(damaged or "none", style="red" if damaged else ""))
-    table.add_row("clock", drift)
+    table.add_row("clock", f"{report.drift} against this computer")
     leads = Table.grid(padding=(0, 1))
     for lead, drawn in watch.strips(max(10, min(100, width - _NAME_CHARACTERS))).items():
         fault = "off" if lead in report.lead_off else "saturated" if lead in report.saturated else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from firmware_bridge import cobs
 from firmware_bridge.emulator import Emulator, EmulatorReport
 from firmware_bridge.endpoint import Endpoint
 from firmware_bridge.messages import (
@@ -25,12 +28,14 @@ from firmware_bridge.messages import (
     Status,
     StopReason,
 )
-from firmware_bridge.protocol import Frame
+from firmware_bridge.protocol import MINOR_VERSION, Frame
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 JOIN_S = 5.0
+_PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi"}
+"""Of Debian, for tools whose package has another name."""
 
 
 class RunningEmulator:
@@ -78,6 +83,29 @@ def run_emulator() -> Callable[..., object]:
     return run
 
 
+@pytest.fixture(scope="session")
+def raw_frame() -> Callable[..., bytes]:
+    """Makes a frame of any type, payload and version, which the classes would refuse to make."""
+
+    def make(message_type: int, payload: bytes, version: int = 0x11) -> bytes:
+        body = bytes((version, message_type)) + bytes(10) + payload
+        return b"\0" + cobs.encode(body + zlib.crc32(body).to_bytes(4, "little")) + b"\0"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[..., None]:
+    """Skips a test, and says which packages it takes, where a tool that it names is not installed."""
+
+    def check(*tools: str) -> None:
+        missing = [_PACKAGES.get(tool, tool) for tool in tools if shutil.which(tool) is None]
+        if missing:
+            pytest.skip(f"needs: apt-get install --no-install-recommends {' '.join(missing)}")
+
+    return check
+
+
 u8, u16, u32 = st.integers(0, 255), st.integers(0, 65535), st.integers(0, (1 << 32) - 1)
 positive_u32 = st.integers(1, (1 << 32) - 1)
 text = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -116,4 +144,6 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ack, u16, u8, st.sampled_from(Result), st.binary(max_size=64)),
 )
 # Test modules cannot import from here (importlib mode): they ask for `st.from_type(Frame)`.
-st.register_type_strategy(Frame, st.builds(Frame, u16, st.integers(0, (1 << 64) - 1), messages))
+st.register_type_strategy(
+    Frame, st.builds(Frame, u16, st.integers(0, (1 << 64) - 1), messages, minor_version=st.just(MINOR_VERSION))
+)

@@ -1,6 +1,6 @@
 """Every sample sent is received or counted as missing, whatever is lost, repeated or restarted."""
 
-from dataclasses import replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -29,8 +29,16 @@ def stream(samples: int, boot_id: int = 1, seed: int = 0) -> list[Frame]:
 
 
 def push_all(frames: list[Frame]) -> tuple[list[Block], BlockAssembler]:
+    """One by one, which must be the same as all at once."""
     assembler = BlockAssembler()
     blocks = [block for frame in frames if (block := assembler.push(frame)) is not None]
+    together = BlockAssembler()
+    at_once = together.push_all(frames)
+    assert together.stats == assembler.stats
+    assert len(at_once) == len(blocks)
+    for one, other in zip(at_once, blocks, strict=True):
+        for field in fields(Block):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
     return blocks, assembler
 
 
@@ -57,11 +65,51 @@ def test_received_and_missing_make_up_what_was_sent(copies: list[int], samples: 
     assert stats.samples_received + stats.samples_missing == samples
     assert stats.samples_received == sum(block.ecg_mv.shape[1] for block in blocks)
     assert stats.duplicates == sum(count == 2 for count in copies_of.values())
-    assert stats.restarts == 0
+    assert stats.frames_missing == sum(count == 0 for count in copies_of.values())
+    assert stats.restarts == stats.late == 0
     position = 0
     for block in blocks:
         assert block.first_sample == position + block.missing_samples
         position = block.first_sample + block.ecg_mv.shape[1]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_frames_that_overtake_each_other_cost_the_slower_ones(swaps: list[bool]) -> None:
+    frames = stream(5 * len(swaps) + 5)
+    first = 3  # the first SAMPLES
+    late = 0
+    for n, swap in enumerate(swaps):
+        if swap and n % 2 == 0:
+            at = first + n
+            frames[at], frames[at + 1] = frames[at + 1], frames[at]
+            late += 1
+    blocks, assembler = push_all(frames)
+    stats = assembler.stats
+    assert stats.late == late
+    assert stats.samples_missing == 5 * late
+    assert stats.samples_received + stats.samples_missing == 5 * len(swaps) + 5
+    assert stats.restarts == stats.duplicates == 0
+    assert [block.first_sample for block in blocks] == sorted({block.first_sample for block in blocks})
+
+
+def test_a_restart_behind_a_gap_is_no_late_frame() -> None:
+    """A firmware that has but one boot id begins at 0 again, and there was a gap."""
+    first, second = stream(300), stream(400)
+    blocks, assembler = push_all([*first[:10], *first[20:30], *second[3:]])
+    assert assembler.stats.restarts == 1
+    assert assembler.stats.late == 0
+    assert sum(block.ecg_mv.shape[1] for block in blocks[17:]) == 400
+
+
+def test_lost_frames_of_any_type_are_counted() -> None:
+    frames = stream(300)
+    chatter = [Frame(0, 0, Log(LogLevel.INFO, "x")), Frame(0, 0, frames[0].message), Frame(0, 0, frames[2].message)]
+    numbered = [frame._replace(sequence=n + 65530) for n, frame in enumerate([*frames[:20], *chatter, *frames[20:]])]
+    for lost in range(1, len(numbered) - 1):
+        _, assembler = push_all([frame for n, frame in enumerate(numbered) if n != lost])
+        assert assembler.stats.frames_missing == 1, lost
+    _, assembler = push_all(numbered)
+    assert assembler.stats.frames_missing == 0
 
 
 @given(st.integers(1, 60), st.integers(0, 40), st.booleans())
@@ -125,7 +173,7 @@ def test_a_repeated_frame_much_later_is_still_a_repetition() -> None:
 
 
 def test_sequence_numbers_wrap() -> None:
-    frames = [replace(frame, sequence=(frame.sequence + 65500) % 65536) for frame in stream(500)]
+    frames = [frame._replace(sequence=(frame.sequence + 65500) % 65536) for frame in stream(500)]
     copies = [frame for frame in frames for _ in range(2)]
     _, assembler = push_all(copies)
     assert assembler.stats.samples_received == 500

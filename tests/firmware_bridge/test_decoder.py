@@ -2,12 +2,11 @@
 
 import random
 import time
-import zlib
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge import cobs
 from firmware_bridge.decoder import Decoder
 from firmware_bridge.errors import DropReason
 from firmware_bridge.messages import Command, Log, LogLevel
@@ -77,11 +76,23 @@ def test_nothing_raises_and_memory_stays_bounded(pieces: list[bytes]) -> None:
     assert decoder.feed(frame.encode()) == [frame]
 
 
-def test_what_is_dropped_is_counted_by_reason() -> None:
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=1030)), max_size=6))
+def test_whatever_is_behind_a_right_crc_raises_nothing(raw_frame: Callable, made: list[tuple[int, int, bytes]]) -> None:
+    decoder = Decoder()
+    likely = [
+        raw_frame(message_type, payload, version=version)
+        for version, message_type, payload in made
+        for message_type in (message_type, message_type % 8, 0x81)
+        for version in (version, 0x11)
+    ]
+    frames = decoder.feed(b"".join(likely))
+    assert len(frames) + decoder.stats.frames_dropped == len(likely)
+
+
+def test_what_is_dropped_is_counted_by_reason(raw_frame: Callable) -> None:
     decoder = Decoder()
     good = Frame(0, 0, Command(1, 1)).encode()
-    body = bytes((0x10, 0x7E)) + bytes(10)
-    unknown = b"\0" + cobs.encode(body + zlib.crc32(body).to_bytes(4, "little")) + b"\0"
+    unknown = raw_frame(0x7E, b"")
     damaged = bytearray(good)
     damaged[-2] ^= 0x40
     decoder.feed(good + b"\x09\x01\0" + bytes(damaged) + unknown + b"\x55" * 5000 + good + bytes(10))

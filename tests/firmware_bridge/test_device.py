@@ -6,17 +6,16 @@ import os
 import threading
 import time
 import tty
-import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from firmware_bridge import cobs
 from firmware_bridge.decoder import Decoder
 from firmware_bridge.device import Device
 from firmware_bridge.errors import LinkLost, NoDevice, PortError, ProtocolError
-from firmware_bridge.messages import Command, CommandKind, ErrorReport, Info, Log, LogLevel, Result
+from firmware_bridge.messages import Ack, Command, CommandKind, ErrorReport, Info, Log, LogLevel, Result
 from firmware_bridge.protocol import Frame
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
@@ -37,7 +36,7 @@ class WiredDevice:
         self.closed = 0
         self.reopened = 0
         self.fails: dict[int, Exception] = {}
-        self._reads = 0
+        self.reads = 0
         self._decoder = Decoder()
         self._outbox = b""
 
@@ -52,9 +51,9 @@ class WiredDevice:
                 self.say(*self.device.receive(frame.message))
 
     def read(self) -> bytes:
-        self._reads += 1
-        if self._reads in self.script:
-            self.script[self._reads](self)
+        self.reads += 1
+        if self.reads in self.script:
+            self.script[self.reads](self)
         if self.device.streaming:
             self.say(*self.device.sample())
         data, self._outbox = self._outbox, b""
@@ -65,7 +64,7 @@ class WiredDevice:
     def close(self) -> None:
         self.closed += 1
 
-    def reopen(self) -> WiredDevice:
+    def reopen(self, _given_up: object = None) -> WiredDevice:
         self.close()
         self.reopened += 1
         if self.reopened in self.fails:
@@ -95,6 +94,15 @@ def test_hello_start_blocks_until_the_end(virtual: VirtualDevice, recording: Rec
 def test_blocks_of_a_device_that_was_not_started_end_at_once(virtual: VirtualDevice) -> None:
     with Device(WiredDevice(virtual)) as device:
         assert list(device.blocks()) == []
+
+
+def test_blocks_can_start_the_device_themselves(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks(start=True)) == 1000
+        with pytest.raises(ProtocolError, match="refuses START"):
+            list(device.blocks(start=True))
+    assert wire.commands == [CommandKind.HELLO, CommandKind.START, CommandKind.START]
 
 
 def test_a_device_that_streams_by_itself_needs_no_start(virtual: VirtualDevice) -> None:
@@ -136,6 +144,29 @@ def test_commands_are_repeated_until_answered(virtual: VirtualDevice) -> None:
     wire = WiredDevice(virtual, lossy=True, script={30: heal})
     with Device(wire):
         assert wire.commands.count(CommandKind.HELLO) >= 2
+
+
+def test_an_answer_to_an_earlier_command_is_not_taken_for_this_ones(virtual: VirtualDevice) -> None:
+    class Slow(WiredDevice):
+        """Repeats its first answer to whatever comes next, and refuses in between."""
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            self.say(Frame(0, 0, Ack(0, self.commands[-1], Result.REFUSED)))
+
+    with Device(Slow(virtual)) as device:
+        device.start()
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks()) == 1000
+
+
+def test_a_ping_takes_as_long_as_the_answer(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        assert 0.0 < device.ping() < 5.0
+        wire.lossy = True
+        device._timeout_s = 0.05
+        with pytest.raises(NoDevice, match="does not answer PING"):
+            device.ping()
 
 
 def test_a_refused_command_is_told(virtual: VirtualDevice) -> None:
@@ -275,19 +306,18 @@ def test_nobody_there(pty: tuple[int, str]) -> None:
         Device.open("serial:///dev/no-such-port")
 
 
-def other_version() -> bytes:
-    body = bytes((0x20, 1)) + bytes(20)
-    return b"\0" + cobs.encode(body + zlib.crc32(body).to_bytes(4, "little")) + b"\0"
-
-
 @pytest.mark.parametrize(
-    ("answer", "error", "says"),
+    ("speaks", "error", "says"),
     [
-        (b"\x13\x37" * 20, NoDevice, "is the baud rate right"),
-        (other_version(), ProtocolError, r"protocol 2\.0; this side speaks 1\.x"),
+        ("noise", NoDevice, "is the baud rate right"),
+        ("version 2", ProtocolError, r"protocol 2\.0; this side speaks 1\.x"),
     ],
 )
-def test_someone_else_there(virtual: VirtualDevice, answer: bytes, error: type[Exception], says: str) -> None:
+def test_someone_else_there(
+    virtual: VirtualDevice, raw_frame: Callable, speaks: str, error: type[Exception], says: str
+) -> None:
+    answer = b"\x13\x37" * 20 if speaks == "noise" else raw_frame(1, bytes(10), version=0x20)
+
     class Stranger(WiredDevice):
         def read(self) -> bytes:
             time.sleep(0.01)
@@ -346,6 +376,41 @@ def test_a_lost_link_comes_back_with_its_gap_to_the_sample(virtual: VirtualDevic
     np.testing.assert_array_equal(gap.ecg_mv, recording.ecg_mv[:, gap.first_sample : gap.first_sample + 10])
     assert sum(block.ecg_mv.shape[1] for block in blocks) == 700
     assert device.stats.samples_missing == 300
+
+
+def goes(wire: WiredDevice) -> None:
+    """The cable is pulled with the next read."""
+    wire.script[wire.reads + 1] = unplug()
+
+
+def goes_deaf(wire: WiredDevice) -> None:
+    """Nothing that the host sends arrives, for a while."""
+    wire.lossy = True
+    wire.script[wire.reads + 60] = lambda wire: setattr(wire, "lossy", False)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("trouble", [goes, goes_deaf])
+def test_a_link_lost_before_the_start_is_waited_for_too(virtual: VirtualDevice, trouble: Callable) -> None:
+    wire = WiredDevice(virtual)
+    told = []
+    with Device(wire, timeout_s=0.2) as device:
+        trouble(wire)
+        blocks = list(device.blocks(start=True, reconnect_s=60, on_link=told.append))
+    assert [change.state for change in told] == ["lost", "back"]
+    assert sum(block.ecg_mv.shape[1] for block in blocks) == 1000
+    assert device.stats.reconnects == 1
+
+
+@pytest.mark.parametrize(("trouble", "error"), [(goes, LinkLost), (goes_deaf, NoDevice)])
+def test_a_link_lost_before_the_start_is_an_error_where_nobody_waits(
+    virtual: VirtualDevice, trouble: Callable, error: type[Exception]
+) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire, timeout_s=0.2) as device:
+        trouble(wire)
+        with pytest.raises(error):
+            list(device.blocks(start=True))
 
 
 @pytest.mark.usefixtures("at_once")
@@ -408,6 +473,24 @@ def test_silence_is_a_lost_link_too(virtual: VirtualDevice) -> None:
         received = sum(block.ecg_mv.shape[1] for block in device.blocks(reconnect_s=60, on_link=told.append))
     assert "said nothing for 0.2 s" in told[0].detail
     assert received == 1000
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_was_opened_while_the_device_was_closed_is_closed_too(virtual: VirtualDevice) -> None:
+    class Closing(WiredDevice):
+        """Somebody closes the device while its port is being opened."""
+
+        def reopen(self, given_up: Callable[[], bool]) -> WiredDevice:
+            device.close()
+            assert given_up()
+            self.closed = 0
+            return self
+
+    wire = Closing(virtual, script={20: unplug()})
+    device = Device(wire)
+    device.start()
+    assert list(device.blocks(reconnect_s=60))
+    assert wire.closed
 
 
 @pytest.mark.parametrize("end", ["interrupt", "close"])

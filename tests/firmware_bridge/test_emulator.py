@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from firmware_bridge.decoder import Decoder
 from firmware_bridge.device import Device
 from firmware_bridge.emulator import Emulator
 from firmware_bridge.endpoint import Endpoint, PtyEndpoint, TcpEndpoint
 from firmware_bridge.errors import LinkLost, PortError, ProtocolError
+from firmware_bridge.messages import Samples
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 
@@ -61,6 +64,34 @@ def test_time_is_kept(run_emulator: Callable, recording: Recording) -> None:
     assert len(arrivals_s) == 100
     # 99 frames of 10 samples at four times 500 Hz lie between the first and the last.
     assert arrivals_s[-1] - arrivals_s[0] == pytest.approx(0.495, abs=0.1)
+
+
+def test_two_hours_of_replay_do_not_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wait is too long by up to two milliseconds, and none of it adds up."""
+    now_s, rng = [1000.0], np.random.default_rng(7)
+    decoder, came = Decoder(), []
+
+    def select(_read: object, _write: object, _error: object, timeout_s: float) -> tuple[list[int], ...]:
+        now_s[0] += timeout_s + rng.uniform(0, 0.002)
+        return [], [], []
+
+    def write(data: bytes) -> int:
+        came.extend((now_s[0], frame) for frame in decoder.feed(data) if isinstance(frame.message, Samples))
+        return len(data)
+
+    monkeypatch.setattr("firmware_bridge.emulator.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr("firmware_bridge.emulator.select", SimpleNamespace(select=select))
+    endpoint = SimpleNamespace(
+        wait_for_client=lambda _timeout_s: True, fileno=lambda: 0, unread_bytes=lambda: 0, write=write
+    )
+    flat = Recording("flat", ("I",), 100.0, np.zeros((1, 1000), np.float32))
+    virtual = VirtualDevice(flat, samples_per_frame=200, repeat=2 * 360)
+    report = Emulator(virtual, endpoint, autostart=True).run()  # type: ignore[arg-type]
+    assert report.samples_sent == 2 * 3600 * 100
+    late_s = [at_s - 1000.0 - (frame.tick + 200) / 100.0 for at_s, frame in came]
+    assert len(late_s) == 2 * 1800
+    assert min(late_s) >= 0.0
+    assert max(late_s) < 0.005
 
 
 def test_autostart_streams_without_being_asked(

@@ -62,6 +62,7 @@ class Serving:
         ("bitflip:10:1:1", "expected"),
         ("bitflip:10:1.5", "1.5 is no whole number"),
         ("restart:10:2", "expected restart:EVERY_S, for"),
+        ("swap:10:2", "expected swap:EVERY_S, for"),
     ],
 )
 def test_what_is_no_fault_is_refused(text: str, says: str) -> None:
@@ -159,6 +160,24 @@ def test_unplugged_at_the_end_the_rest_is_still_counted(endpoint: Endpoint, reco
     assert received + device.stats.samples_missing == serving.wait().samples_sent == 1000
 
 
+def test_swapped_frames_are_late_and_their_samples_missing(recording: Recording) -> None:
+    with PtyEndpoint() as endpoint:
+        serving = Serving(VirtualDevice(recording, repeat=30), endpoint, speed=np.inf, faults=faults_of("swap:2"))
+        with Device.open(endpoint.url) as device:
+            device.start()
+            blocks = list(device.blocks())
+            stats = device.stats
+        report = serving.wait()
+    swapped = report.faults[FaultKind.SWAP]
+    assert swapped > 20
+    # Some are swapped with a frame that is none of samples, which costs nothing.
+    assert swapped - 5 < stats.late <= swapped
+    assert stats.samples_missing == 10 * stats.late
+    assert stats.samples_received + stats.samples_missing == report.samples_sent
+    assert stats.restarts == stats.duplicates == 0
+    assert [block.first_sample for block in blocks] == sorted({block.first_sample for block in blocks})
+
+
 def test_electrodes_come_off_for_as_long_as_asked(recording: Recording) -> None:
     with PtyEndpoint() as endpoint:
         serving = Serving(
@@ -202,17 +221,19 @@ def three_leads(recording: Recording) -> Recording:
 def test_an_hour_with_a_fault_every_ten_seconds_balances_to_the_sample(
     three_leads: Recording, endpoint: Endpoint
 ) -> None:
-    kinds = ["bitflip", "drop", "duplicate", "repeat", "version", "leadoff", "saturate", "pause"]
+    kinds = ["bitflip", "drop", "duplicate", "repeat", "swap", "version", "leadoff", "saturate", "pause"]
     texts = [f"{kind}:90" for kind in kinds] + ["unplug:900"]
     report, stats = run_an_hour(three_leads, endpoint, texts, speed=600.0)
     assert report.samples_sent == 1_800_000
     assert stats.samples_received + stats.samples_missing == report.samples_sent
-    assert 300 < report.faults.total() < 400
+    assert 330 < report.faults.total() < 430
     assert stats.crc_errors
     assert stats.framing_errors
     assert stats.other_version
     assert stats.duplicates
+    assert stats.late
     assert stats.samples_missing
+    assert stats.frames_missing
     assert stats.malformed == stats.unknown_types == stats.rejected == stats.samples_before_info == 0
 
 

@@ -6,11 +6,10 @@ The program replays two seconds of a recording in a loop, so every value that ar
 from __future__ import annotations
 
 import runpy
-import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +17,18 @@ import pytest
 
 from firmware_bridge.device import Device
 from firmware_bridge.errors import PortError, ProtocolError
+from firmware_bridge.recording import Recording
 
 EXAMPLE = Path(__file__).parents[2] / "firmware_bridge" / "firmware" / "examples" / "mps2_an386"
 MAKE_ECG = runpy.run_path(str(EXAMPLE / "make_ecg.py"))
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 LONG_S = 30.0
 SHORT_S = 3.0
 
-_TOOLS = {
-    "make": "make",
-    "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
-    "qemu-system-arm": "qemu-system-arm",
-}
-_MISSING = [packages for tool, packages in _TOOLS.items() if shutil.which(tool) is None]
-needs_board = pytest.mark.skipif(
-    bool(_MISSING), reason=f"needs: apt-get install --no-install-recommends {' '.join(_MISSING)}"
-)
-
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, need: Callable[..., None]) -> Iterator[str]:
     """The address of a board that boots when somebody connects."""
+    need("make", "arm-none-eabi-gcc", "qemu-system-arm")
     folder = tmp_path_factory.mktemp("mps2")
     built = subprocess.run(["make", "-C", EXAMPLE, f"BUILD={folder}"], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
@@ -97,12 +87,11 @@ def test_the_table_is_of_the_recording() -> None:
     assert len(table) < 100_000
 
 
-@needs_board
-def test_the_board_streams_and_obeys(url: str) -> None:
+def test_the_board_streams_and_obeys(url: str, recording: Recording) -> None:
     """One conversation, since every second of it is a second of waiting."""
     record = MAKE_ECG["excerpt"]().astype(np.int64)
     with connect(url) as device:
-        assert device.info.leads == LEADS
+        assert device.info.leads == recording.leads
         assert device.info.rate_hz == 500
         assert device.info.device_id == "mps2-an386"
         boot_id = device.info.boot_id

@@ -5,8 +5,10 @@ import socket
 import threading
 import time
 import tty
+from pathlib import Path
 
 import pytest
+import serial
 from serial.tools.list_ports_common import ListPortInfo
 
 from firmware_bridge.errors import LinkLost, PortError
@@ -70,6 +72,35 @@ def test_a_port_in_use_says_so(pty: list[int]) -> None:
     url = f"serial://{os.ttyname(pty[1])}"
     with Link.open(url), pytest.raises(PortError, match="another program is using it"):
         Link.open(url)
+
+
+def test_a_port_by_its_id_is_found_again_under_another_number(pty: list[int], tmp_path: Path) -> None:
+    name = tmp_path / "dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A50285BI-if00-port0"
+    name.parent.mkdir(parents=True)
+    name.symlink_to(os.ttyname(pty[1]))
+    other_master, other_slave = os.openpty()
+    tty.setraw(other_slave)
+    with Link.open(f"serial://{name}") as link:
+        name.unlink()
+        with pytest.raises(PortError, match="no such port"):
+            link.reopen()
+        name.symlink_to(os.ttyname(other_slave))
+        with link.reopen() as again:
+            os.write(other_master, b"x")
+            assert again.read() == b"x"
+    os.close(other_master)
+    os.close(other_slave)
+
+
+def test_what_came_before_the_port_was_opened_is_not_read(pty: list[int]) -> None:
+    url = f"serial://{os.ttyname(pty[1])}"
+    os.write(pty[0], b"of the last session")
+    with Link.open(url) as link:
+        os.write(pty[0], b"new")
+        assert link.read() == b"new"
+        os.write(pty[0], b"nobody reads this")
+        with link.reopen() as again:
+            assert again.read() == b""
 
 
 def usb_ports(monkeypatch: pytest.MonkeyPatch, *ports: tuple[str, int, int, str | None]) -> None:
@@ -157,6 +188,46 @@ def test_reading_waits_for_the_first_byte_and_not_longer(pty: list[int]) -> None
         assert time.monotonic() - start_s >= 0.9 * POLL_S
         threading.Timer(0.02, os.write, (pty[0], b"x")).start()
         assert link.read() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("in_waiting", OSError(5, "Input/output error")), ("read", serial.SerialException("device disconnected?"))],
+)
+def test_both_errors_of_an_unplugged_port_are_a_lost_link(
+    pty: list[int], monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    def gone(*_: object) -> None:
+        raise error
+
+    with Link.open(f"serial://{os.ttyname(pty[1])}") as link:
+        with monkeypatch.context() as patched:
+            patched.setattr(serial.Serial, name, property(gone) if name == "in_waiting" else gone)
+            with pytest.raises(LinkLost, match="lost serial://") as caught:
+                link.read()
+        assert caught.value.exit_code == 1
+
+
+def test_a_host_that_does_not_answer_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = socket.socketpair()
+    answers = threading.Event()
+
+    def connect(_address: object, _timeout_s: float) -> socket.socket:
+        answers.wait(10)
+        return near
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    asked: list[float] = []
+    began_s = time.monotonic()
+    with pytest.raises(PortError, match="nobody waits for it any more"):
+        Link.open("tcp://203.0.113.1:7000", given_up=lambda: bool(asked.append(time.monotonic()) or len(asked) > 1))
+    assert asked[-1] - began_s < 5.0
+    assert len(asked) == 2
+    # Who answers after all finds the door closed.
+    answers.set()
+    far.settimeout(5)
+    assert far.recv(1) == b""
+    far.close()
 
 
 def test_an_unplugged_port_is_lost_and_still_closes(pty: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""What `m2jl wire` and `m2jl devices` say: clock drift, rates, strips, bytes that were kept, and who answers."""
+"""What `m2jl wire` and `m2jl devices` say: rates, strips, bytes that were kept, and who answers."""
 
 from __future__ import annotations
 
@@ -25,48 +25,11 @@ from firmware_bridge.errors import NoDevice, PortError
 from firmware_bridge.messages import Info
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
-from firmware_bridge.wire import ClockFit, WireWatch, replay, strip
+from firmware_bridge.wire import WireWatch, replay, strip
 
 Run = Callable[..., AbstractContextManager[object]]
 NONE = np.zeros(2, np.bool_)
 INFO = Info(1, 500_000, 1000, 0, 16, 2, ("I", "II"), "patch", "1")
-
-
-def arrivals(ppm: float, seconds: int, seed: int = 0) -> list[tuple[int, float]]:
-    """Frames of ten samples at 500 Hz from a clock that is off, late by an adapter's timer and now and then by more."""
-    rng = np.random.default_rng(seed)
-    frames = np.arange(1, seconds * 50)
-    taken_s = 1000.0 + frames * 10 / (500 * (1 + ppm * 1e-6))
-    at_s = taken_s + rng.uniform(0, 0.016, len(frames)) + rng.exponential(0.002, len(frames))
-    late = rng.random(len(frames)) < 0.05
-    at_s[late] += rng.exponential(0.3, late.sum())
-    at_s = np.maximum.accumulate(at_s)
-    return [(int(frame) * 10, float(time)) for frame, time in zip(frames, at_s, strict=True)]
-
-
-@pytest.mark.parametrize("ppm", [-200.0, -20.0, 0.0, 200.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_drift_is_found_under_late_arrivals(ppm: float, seed: int) -> None:
-    clock = ClockFit(500.0)
-    for sample, at_s in arrivals(ppm, 60, seed):
-        clock.add(sample, at_s)
-    assert clock.ppm() == pytest.approx(ppm, abs=25.0)
-    for sample, at_s in arrivals(ppm, 300, seed)[3000:]:
-        clock.add(sample, at_s)
-    assert clock.ppm() == pytest.approx(ppm, abs=5.0)
-
-
-def test_drift_is_unknown_at_first_and_after_a_restart() -> None:
-    clock = ClockFit(500.0)
-    came = arrivals(100.0, 20)
-    for sample, at_s in came[:250]:
-        clock.add(sample, at_s)
-    assert clock.ppm() is None
-    for sample, at_s in came[250:]:
-        clock.add(sample, at_s)
-    assert clock.ppm() is not None
-    clock.restart()
-    assert clock.ppm() is None
 
 
 def test_a_strip_shows_a_step_and_a_flat_line() -> None:
@@ -183,9 +146,11 @@ def test_devices_tells_who_answers_and_why_others_do_not(run_emulator: Run, reco
         listed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert shown.exit_code == 0
     assert "emulator (m2jl emulate): I, II, III" in shown.stdout
+    assert "at 500 Hz, 24 bits; answers in " in shown.stdout
     assert "no such port" in shown.stdout
     by_url = {port["url"]: port for port in listed}
     assert by_url[endpoint.url]["device"]["rate_hz"] == 500.0
+    assert 0.0 < by_url[endpoint.url]["device"]["round_trip_ms"] < 500.0
     assert by_url[endpoint.url]["device"]["leads"] == list(recording.leads)
     assert by_url[mute.url]["device"] is None
     assert "no device answers" in by_url[mute.url]["problem"]
