@@ -130,6 +130,9 @@ class Device:
     def __init__(self, link: Link, timeout_s: float = 5.0) -> None:
         """Take over `link` and wait for the device to say what it is; the link is closed if it does not."""
         self._link = link
+        self.gather_s = 0.0
+        """How long samples may gather before they are read, while they stream: fewer, larger reads where there are many
+        devices. What a serial port holds meanwhile is bounded by the system, often to 4 KiB."""
         self._timeout_s = timeout_s
         self._decoder = Decoder()
         self._assembler = BlockAssembler()
@@ -383,6 +386,8 @@ class Device:
 
     def _pump(self) -> bool:
         """Read once and handle what came; says whether any frame did."""
+        if self._streaming and self.gather_s:
+            time.sleep(self.gather_s)
         data, arrival_s = self._link.read(), time.monotonic()
         frames = self._decoder.feed(data)
         handled = 0

@@ -105,10 +105,11 @@ def run(
     """
     import json
     import logging
+    import os
     import platform
     import signal
     import sys
-    from contextlib import ExitStack
+    from contextlib import ExitStack, suppress
     from functools import partial
 
     from rich.console import Console
@@ -118,7 +119,7 @@ def run(
     from runtime.model import Model, find_model
     from runtime.session import Session, write_atomically
     from runtime.sinks import Sink, kind_of, open_sinks
-    from runtime.sources import open_source
+    from runtime.sources import gathering_s, open_source
     from runtime.startup import check
 
     logging.basicConfig(format="m2jl: %(message)s", level=logging.WARNING)
@@ -126,11 +127,14 @@ def run(
         raise typer.BadParameter(f"{duration} is no duration", param_hint="--duration")
     if stats is not None and not stats.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {stats.parent}", param_hint="--stats")
+    if stats is not None and not os.access(stats.resolve().parent, os.W_OK):
+        raise typer.BadParameter(f"cannot write into the folder {stats.parent}", param_hint="--stats")
     if stats is not None and stats.is_dir():
         raise typer.BadParameter(f"{stats} is a folder, not a file", param_hint="--stats")
 
     def say(line: str) -> None:
-        typer.echo(f"m2jl: {line}", err=True)
+        with suppress(OSError):  # nobody reads stderr any more, which is no reason to stop the stream
+            typer.echo(f"m2jl: {line}", err=True)
 
     console = Console(stderr=True)
     if view and not console.is_terminal:
@@ -169,7 +173,9 @@ def run(
                 progress=not view,
             )
         else:
-            feeds = [Feed(url, partial(open_source, url, speed=speed, reconnect_s=reconnect)) for url in source]
+            gather_s = gathering_s(len(source))
+            connect = partial(open_source, speed=speed, reconnect_s=reconnect, gather_s=gather_s)
+            feeds = [Feed(url, partial(connect, url)) for url in source]
             runner = Hub(
                 feeds,
                 loaded,
@@ -201,11 +207,11 @@ def run(
             runner.run()
         finally:
             result = runner.summary()
-            if stats is not None:
-                write_atomically(stats, json.dumps(result, indent=1) + "\n")
             stack.close()  # first the view, then the last words
             for line in _last_words(result, loaded.spec, min(rules[label].policy.k for label in labels)):
                 say(line)
+            if stats is not None:
+                write_atomically(stats, json.dumps(result, indent=1) + "\n")
 
 
 def _last_words(result: dict[str, Any], spec: Any, needed: int) -> list[str]:

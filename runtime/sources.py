@@ -25,6 +25,8 @@ from runtime.errors import SourceError
 
 FILE_BLOCK_S = 0.1
 POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it replays
+CROWD = 16  # devices of one process, from which on their samples gather before they are read
+GATHER_S = 0.1
 FILE_STEP_MV = 1e-4  # finer than the step of any ECG recording, which is not known any more once it is in mV
 
 
@@ -67,6 +69,7 @@ class DeviceSource:
     Args:
         url: its address.
         reconnect_s: how long a lost link is waited for; 0 for not at all, infinity for ever.
+        gather_s: how long samples may gather before they are read.
 
     Raises:
         firmware_bridge.BridgeError: the port cannot be opened, or nothing answers on it.
@@ -74,8 +77,9 @@ class DeviceSource:
 
     live = True
 
-    def __init__(self, url: str, reconnect_s: float = 0.0) -> None:
+    def __init__(self, url: str, reconnect_s: float = 0.0, gather_s: float = 0.0) -> None:
         self._device, self._reconnect_s = Device.open(url), reconnect_s
+        self._device.gather_s = gather_s
         self.name = self._device.info.device_id
         self.step_mv = self._device.info.gain_nv_per_count * 1e-6
         self.leads, self.rate_hz = self._device.info.leads, self._device.info.rate_hz
@@ -149,8 +153,20 @@ class FileSource:
         self.interrupt()
 
 
-def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0) -> Source:
-    """Open what a URL names; `speed` applies to files only, `reconnect_s` to devices only.
+def gathering_s(devices: int) -> float:
+    """How long the samples of each of so many devices should gather before they are read.
+
+    A thread that wakes for each frame of a device is what many devices cost most; of a few, every millisecond counts.
+    """
+    return GATHER_S if devices > CROWD else 0.0
+
+
+def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0, gather_s: float = 0.0) -> Source:
+    """Open what a URL names; `speed` applies to files only, the others to devices only.
+
+    Args:
+        reconnect_s: see `DeviceSource`.
+        gather_s: see `gathering_s`; on sockets only, since a serial port holds too little.
 
     Raises:
         SourceError: a scheme that is not known.
@@ -158,7 +174,7 @@ def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0) 
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme in ("serial", "tcp"):
-        return DeviceSource(url, reconnect_s)
+        return DeviceSource(url, reconnect_s, gather_s if scheme == "tcp" else 0.0)
     if separator and scheme == "file":
         return FileSource(rest, speed)
     raise SourceError(f"source {url!r} is not one of serial:///dev/ttyUSB0?baud=230400, tcp://host:port, file://record")

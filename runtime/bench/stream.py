@@ -42,7 +42,7 @@ from runtime.filters import PolyphaseResampler
 from runtime.hub import Feed, Hub, HubConfig
 from runtime.model import Model
 from runtime.session import percentiles_ms
-from runtime.sources import DeviceSource, Source
+from runtime.sources import DeviceSource, Source, gathering_s
 from runtime.spec import ModelSpec
 
 MAX_DEVICES = 400  # of whose sockets `select` can take care
@@ -149,8 +149,8 @@ def _schedule(devices: int, wire: int, hop_s: float) -> Iterator[tuple[float, in
 class _TimedSource(DeviceSource):
     """Notes when each block was at hand, on `time.monotonic`."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, gather_s: float) -> None:
+        super().__init__(url, gather_s=gather_s)
         self.at_hand_s = array("d")
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
@@ -214,7 +214,7 @@ def stream(
         sources: dict[str, _TimedSource] = {}
 
         def connect(url: str) -> _TimedSource:
-            sources[url] = _TimedSource(url)
+            sources[url] = _TimedSource(url, gathering_s(devices))
             return sources[url]
 
         feeds = [Feed(url, functools.partial(connect, url)) for url in urls]

@@ -223,6 +223,21 @@ def test_a_slow_consumer_is_not_taken_for_a_silent_device(virtual: VirtualDevice
         assert received == 1000
 
 
+def test_samples_may_gather_while_they_stream_and_commands_never_wait(
+    virtual: VirtualDevice, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("firmware_bridge.device.time.sleep", waits.append)
+    with Device(WiredDevice(virtual)) as device:
+        device.gather_s = 0.05
+        assert device.ping() >= 0.0
+        device.start()
+        assert waits == []
+        received = sum(block.ecg_mv.shape[1] for block in device.blocks())
+    assert received == recording.ecg_mv.shape[1]
+    assert set(waits) == {0.05}
+
+
 def test_interrupt_ends_blocks_soon_and_for_good(virtual: VirtualDevice) -> None:
     wire = WiredDevice(virtual)
     with Device(wire) as device:

@@ -16,7 +16,7 @@ from firmware_bridge.faults import Faults, parse_fault
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from runtime.errors import SourceError
-from runtime.sources import DeviceSource, FileSource, Source, open_source
+from runtime.sources import CROWD, GATHER_S, DeviceSource, FileSource, Source, gathering_s, open_source
 
 
 @pytest.mark.parametrize("suffix", ["", ".hea", ".dat"])
@@ -121,3 +121,16 @@ def test_a_device_gives_what_it_sends_and_counts_it(sample: Recording) -> None:
         thread.join(5)
     np.testing.assert_allclose(ecg_mv, sample.ecg_mv[:, :1000], atol=5e-5)
     assert (stats["samples_received"], stats["samples_missing"], stats["crc_errors"]) == (1000, 0, 0)
+
+
+def test_the_samples_of_many_devices_gather_before_they_are_read_and_those_of_few_do_not() -> None:
+    assert gathering_s(1) == gathering_s(CROWD) == 0.0
+    assert gathering_s(CROWD + 1) == GATHER_S
+
+
+def test_samples_gather_on_sockets_only_since_a_serial_port_holds_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("runtime.sources.DeviceSource", lambda *arguments: asked.append(arguments))
+    open_source("tcp://127.0.0.1:1", gather_s=0.1)
+    open_source("serial:///dev/ttyUSB0", reconnect_s=3.0, gather_s=0.1)
+    assert asked == [("tcp://127.0.0.1:1", 0.0, 0.1), ("serial:///dev/ttyUSB0", 3.0, 0.0)]
