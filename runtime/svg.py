@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+MOST_TICKS = 6  # of a logarithmic axis, before only powers of ten are written on it
+
 Series = Literal["first", "second", "third", "fourth", "guide"]
 SERIES: tuple[Series, ...] = ("first", "second", "third", "fourth")  # of the lines; a guide is no series
 
@@ -78,11 +80,31 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From where to where an axis goes, and the values that are written on it."""
+    """From where to where an axis goes, the values that are written on it, and whether each decade is as long."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
+    logarithmic: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies, 0 at the low end and 1 at the high one."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    @classmethod
+    def decades(cls, values: Iterable[float]) -> Axis:
+        """A logarithmic axis around values above 0, from one of 1, 2 or 5 times a power of ten to another."""
+        finite = [value for value in values if math.isfinite(value) and value > 0] or [1.0, 10.0]
+        first, last = (math.floor(math.log10(value)) for value in (min(finite), max(finite)))
+        steps = [m * 10.0**k for k in range(first, last + 2) for m in (1, 2, 5)]
+        low = max(step for step in steps if step <= min(finite) * (1 + 1e-9))
+        high = min(step for step in steps if step > max(finite))
+        ticks = [step for step in steps if low <= step <= high]
+        if len(ticks) > MOST_TICKS:
+            ticks = [step for step in ticks if math.log10(step) % 1 < 0.1 or math.log10(step) % 1 > 0.9]
+        return cls(low, high, tuple(ticks), logarithmic=True)
 
     @classmethod
     def around(cls, values: Iterable[float], count: int = 4) -> Axis:
@@ -137,11 +159,11 @@ class Plot:
 
     def x(self, value: float) -> float:
         """Where a value of the x axis lies."""
-        return self.LEFT + (value - self._x.low) / (self._x.high - self._x.low) * (self._right - self.LEFT)
+        return self.LEFT + self._x.share(value) * (self._right - self.LEFT)
 
     def y(self, value: float) -> float:
         """Where a value of the y axis lies."""
-        return self._bottom - (value - self._y.low) / (self._y.high - self._y.low) * (self._bottom - self._top)
+        return self._bottom - self._y.share(value) * (self._bottom - self._top)
 
     def line(self, x: Sequence[float], y: Sequence[float], series: Series) -> None:
         """Points joined in order, those that are not numbers left out; one alone shows as a dot."""

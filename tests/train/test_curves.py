@@ -9,6 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.svg import Axis, Plot
 from train.curves import write_curves
@@ -125,6 +127,22 @@ def test_an_axis_holds_its_values_between_round_numbers() -> None:
         assert all(len(f"{tick:g}") <= 7 for tick in axis.ticks)
     assert Axis.around([0.0, 4.0]).ticks == (0, 1, 2, 3, 4)
     assert Axis.around([]) == Axis.around([0.0, 1.0])
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=9))
+def test_a_logarithmic_axis_holds_its_values_and_each_decade_is_as_long(values: list[float]) -> None:
+    axis = Axis.decades(values)
+    assert axis.low <= min(values) * (1 + 1e-6)
+    assert axis.high > max(values) * (1 - 1e-6)
+    assert all(-1e-6 <= axis.share(value) <= 1 + 1e-6 for value in values)
+    assert axis.share(10 * axis.low) == pytest.approx(2 * axis.share(math.sqrt(10) * axis.low))
+    assert len(axis.ticks) <= 11
+
+
+def test_ticks_of_a_logarithmic_axis() -> None:
+    assert Axis.decades([0.6, 4.2]).ticks == pytest.approx((0.5, 1, 2, 5))
+    assert Axis.decades([431, 10_806]).ticks == pytest.approx((1000, 10_000))
+    assert Axis.decades([]) == Axis.decades([1.0, 10.0])
 
 
 def test_a_plot_puts_the_ends_of_its_axes_at_its_edges_and_escapes_text() -> None:
