@@ -48,6 +48,7 @@ EXTRAS = {
     "lightning_fabric": "train",
     "onnx": "compress",
     "onnxscript": "compress",
+    "packaging": "compress",
     "paho": "mqtt",
 }
 

@@ -20,8 +20,8 @@ from firmware_bridge.errors import RecordingError
 
 MAX_RATE_HZ = 32_000.0
 """Twice what the fastest converters for biopotentials offer."""
-_WFDB_SUFFIXES = (".hea", ".dat", ".mat")
-_LEAD_NAMES = {
+WFDB_SUFFIXES = (".hea", ".dat", ".mat")
+LEAD_NAMES = {
     name.lower(): name for name in ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 }
 _MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6, "v": 1e3}
@@ -82,7 +82,7 @@ def read_recording(path: str | Path) -> Recording:
     """Read a WFDB record, named with or without its suffix; `RecordingError` says in one line what is
     wrong."""
     record = Path(path)
-    if record.suffix in _WFDB_SUFFIXES:
+    if record.suffix in WFDB_SUFFIXES:
         record = record.with_suffix("")
     header = record.parent / f"{record.name}.hea"
     if not header.is_file():
@@ -100,17 +100,17 @@ def read_recording(path: str | Path) -> Recording:
         raise RecordingError(f"{path}: damaged, cut short or not a WFDB record ({reason})") from error
     if read.p_signal is None or not read.p_signal.size:
         raise RecordingError(f"{path}: the record holds no signal")
-    scale = np.array([_mv_per_unit(path, name, unit) for name, unit in zip(read.sig_name, read.units, strict=True)])
+    scale = np.array([mv_per_unit(path, name, unit) for name, unit in zip(read.sig_name, read.units, strict=True)])
     return Recording(
         name=record.name,
-        leads=tuple(_LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in read.sig_name),
+        leads=tuple(LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in read.sig_name),
         rate_hz=float(read.fs),
         ecg_mv=np.ascontiguousarray((read.p_signal * scale).T, dtype=np.float32),
         comments=tuple(read.comments),
     )
 
 
-def _mv_per_unit(path: str | Path, name: str, unit: str) -> float:
+def mv_per_unit(path: str | Path, name: str, unit: str) -> float:
     try:
         return _MV_PER_UNIT[unit.strip().lower()]
     except KeyError:

@@ -167,7 +167,11 @@ class AlertRules:
         """
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ) as error:  # tomllib leaves numbers and depth to Python's own limits
             raise OptionError(f"cannot read alerts {path}: {error}") from error
         tables = _checked(document, str(path))
         for label in sorted(tables.keys() - {""} - set(labels)):
@@ -182,6 +186,7 @@ class AlertRules:
 
 
 _COUNTS = {"k", "n", "release"}
+_LARGEST = 10**9  # more is a slip, and more than a deque or a float may take
 _POLICY_KEYS = tuple(asdict(AlertPolicy()))
 
 
@@ -206,6 +211,8 @@ def _checked(document: dict[str, Any], source: str) -> Tables:
             raise refuse(f"{key} is not known{_meant(key, ('policy', 'label'))}")
         if not isinstance(value, dict):
             raise refuse(f"{key} must be a table")
+    if "" in document.get("label", {}):
+        raise refuse("a label without a name")
     tables: Tables = {"": document.get("policy", {}), **document.get("label", {})}
     for label, table in tables.items():
         where = f"label.{label}" if label else "policy"
@@ -223,6 +230,8 @@ def _checked(document: dict[str, Any], source: str) -> Tables:
                     raise refuse(f"{where}: text must be words")
             elif isinstance(value, bool) or not isinstance(value, int if key in _COUNTS else (int, float)):
                 raise refuse(f"{where}: {key} must be a {'whole ' if key in _COUNTS else ''}number, not {value!r}")
+            elif value > _LARGEST and not (isinstance(value, float) and math.isinf(value)):
+                raise refuse(f"{where}: {key} is too large")
     return tables
 
 

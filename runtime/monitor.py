@@ -30,6 +30,7 @@ from runtime.leads import derive
 from runtime.model import Model
 from runtime.quality import MAINS_MV, InputCheck, judge
 
+TOO_MANY_GAPS = {"stream": "gaps leave no whole window"}
 KEPT_LATENCIES = 20_000  # the last five hours at a hop of one second; a day of them is megabytes
 OVERRUN = {"gateway": "too slow, windows dropped"}  # fault of windows that were given up
 
@@ -100,11 +101,17 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something happened to the link at device time `t_s`."""
+    """Something happened to the link at device time `t_s`.
+
+    Attributes:
+        unjudged: first sample and one past the last of a stretch at least as long as a window that held no whole one, so
+            that nobody knows what was in it; None where there was no such stretch.
+    """
 
     t_s: float
     detail: str
     restarted: bool = False
+    unjudged: tuple[int, int] | None = None
 
 
 Step = Cut | News
@@ -156,6 +163,7 @@ class Monitor:
         self._faults: dict[str, str] = {}
         self._warnings: dict[str, str] = {}
         self._expected: int | None = None
+        self._judged_to: int | None = None  # end of the last window, or where the stream began
         self._blocks: list[NDArray[np.float32]] = []
         self.stats = MonitorStats()
 
@@ -223,7 +231,14 @@ class Monitor:
             if step.restarted:
                 for state in self._states:
                     state.restart_clock()
-            return [self._event("link", step.t_s, detail=step.detail)]
+            events = [self._event("link", step.t_s, detail=step.detail)]
+            if step.unjudged and self._faults != TOO_MANY_GAPS:
+                self._faults, self._warnings = TOO_MANY_GAPS, {}
+                quality = {"ok": False, "faults": TOO_MANY_GAPS}
+                events.append(
+                    self._event("quality", step.unjudged[1] / self.rate_hz, window=step.unjudged, quality=quality)
+                )
+            return events
         events = self._judge(step, [] if probabilities is None else probabilities.tolist())
         if not step.dropped:
             self.stats.latency_ms.append((time.perf_counter() - step.began_s) * 1e3)
@@ -242,11 +257,13 @@ class Monitor:
         """End the segment before, say why, and start one at this block."""
         steps = self.take_rest()
         t_s = block.first_sample / self.rate_hz
+        unjudged = self._unjudged()
         # Windows do not reach over the segment's edge, so its flags bind none to come.
         self._flags.clear()
         if block.restarted:
             self.stats.missing_samples += block.missing_samples
-            steps.append(News(t_s, "the device restarted", restarted=True))
+            steps.append(News(t_s, "the device restarted", restarted=True, unjudged=unjudged))
+            self._judged_to = block.first_sample
         elif self._expected is not None:
             if block.first_sample < self._expected:
                 raise ValueError(
@@ -254,17 +271,27 @@ class Monitor:
                 )
             lost = block.first_sample - self._expected
             self.stats.missing_samples += lost
-            steps.append(News(t_s, f"{lost} samples lost"))
+            steps.append(News(t_s, f"{lost} samples lost", unjudged=unjudged))
         elif block.missing_samples:
             self.stats.missing_samples += block.missing_samples
+        if self._judged_to is None:
+            self._judged_to = block.first_sample
         self._chain.start(block.first_sample)
         self._input.start(block.first_sample)
         return steps
+
+    def _unjudged(self) -> tuple[int, int] | None:
+        """What came since the last window, if that is a window's length or more: gaps then follow too close."""
+        if self._judged_to is None or self._expected is None:
+            return None
+        longest = round(self.model.spec.window_s * self.rate_hz)
+        return (self._judged_to, self._expected) if self._expected - self._judged_to >= longest else None
 
     def _cut(self, windows: list[Window], began_s: float) -> list[Step]:
         steps: list[Step] = []
         for window in windows:
             span = self._device_span(window)
+            self._judged_to = span[1]
             faults, warnings = self._faults_of(window, span)
             steps.append(Cut(span, faults, None if faults else window, began_s, warnings=warnings))
         return steps

@@ -61,7 +61,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         if isinstance(content, bytes):
             partial.write_bytes(content)
         else:
-            partial.write_text(content)
+            partial.write_text(content, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

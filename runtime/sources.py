@@ -19,11 +19,14 @@ from dataclasses import asdict
 from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from firmware_bridge import Block, Device, LinkChange, read_recording
+from firmware_bridge import Block, Device, LinkChange
 from runtime.errors import SourceError
+from runtime.wfdb_file import RecordFile
 
 FILE_BLOCK_S = 0.1
+PIECE_BLOCKS = 600  # a minute of a recording: 12 leads at 500 Hz take 1.5 MB
 POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it replays
 CROWD = 16  # devices of one process, from which on their samples gather before they are read
 GATHER_S = 0.1
@@ -80,9 +83,10 @@ class DeviceSource:
     def __init__(self, url: str, reconnect_s: float = 0.0, gather_s: float = 0.0) -> None:
         self._device, self._reconnect_s = Device.open(url), reconnect_s
         self._device.gather_s = gather_s
-        self.name = self._device.info.device_id
-        self.step_mv = self._device.info.gain_nv_per_count * 1e-6
-        self.leads, self.rate_hz = self._device.info.leads, self._device.info.rate_hz
+        info = self._device.info
+        self.name = printable(info.device_id) or url
+        self.step_mv = info.gain_nv_per_count * 1e-6
+        self.leads, self.rate_hz = tuple(map(printable, info.leads)), info.rate_hz
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Start the device and yield its blocks; see `firmware_bridge.Device.blocks`."""
@@ -104,39 +108,50 @@ class DeviceSource:
 
 
 class FileSource:
-    """A WFDB record, in blocks of `FILE_BLOCK_S`.
+    """A WFDB record, in blocks of `FILE_BLOCK_S`; at most `PIECE_BLOCKS` of them are in memory at a time.
+
+    Samples for which the record has no value in any lead are missing, as if the wire had lost them; where it has none
+    in some leads only, those are off.
 
     Args:
         path: the record, with or without its suffix.
         speed: multiple of real time; infinity for as fast as possible.
 
     Raises:
-        firmware_bridge.RecordingError: missing or unreadable, or wfdb is not installed.
+        firmware_bridge.RecordingError: missing or unreadable, or wfdb is not installed; from `blocks` where damage is
+            only found there.
     """
 
     live = False
     step_mv = FILE_STEP_MV
 
     def __init__(self, path: str, speed: float = math.inf) -> None:
-        recording = read_recording(path)
-        self.name = recording.name
-        self.leads, self.rate_hz = recording.leads, recording.rate_hz
-        self._ecg_mv, self._speed, self._interrupted = recording.ecg_mv, speed, False
+        self._record = RecordFile(path)
+        self._record.read(self._record.samples - 1, self._record.samples)  # that it was cut short is better known now
+        self.name = printable(self._record.name)
+        self.leads, self.rate_hz = self._record.leads, self._record.rate_hz
+        self._speed, self._interrupted = speed, False
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Yield the record's blocks, each when its last sample is due."""
-        leads, samples = self._ecg_mv.shape
         size = max(1, round(FILE_BLOCK_S * self.rate_hz))
-        none = np.zeros(leads, np.bool_)
+        none = np.zeros(len(self.leads), np.bool_)
         began_s = time.monotonic()
-        for first in range(0, samples, size):
-            part = self._ecg_mv[:, first : first + size]
-            due_s = began_s + (first + part.shape[1]) / self.rate_hz / self._speed
-            while not self._interrupted and (wait_s := due_s - time.monotonic()) > 0:
-                time.sleep(min(wait_s, POLL_S))
-            if self._interrupted:
-                return
-            yield Block(first, part, none, none, 0, False)
+        expected = 0
+        for start in range(0, self._record.samples, size * PIECE_BLOCKS):
+            piece = self._record.read(start, start + size * PIECE_BLOCKS)
+            whole = not np.isnan(piece).any()
+            for first in range(0, piece.shape[1], size):
+                part = piece[:, first : first + size]
+                due_s = began_s + (start + first + part.shape[1]) / self.rate_hz / self._speed
+                while not self._interrupted and (wait_s := due_s - time.monotonic()) > 0:
+                    time.sleep(min(wait_s, POLL_S))
+                if self._interrupted:
+                    return
+                for at, there, off in [(0, part, none)] if whole else _stretches(part):
+                    begin = start + first + at
+                    yield Block(begin, there, off, none, begin - expected, False)
+                    expected = begin + there.shape[1]
 
     def interrupt(self) -> None:
         """See `Source`."""
@@ -159,6 +174,23 @@ def gathering_s(devices: int) -> float:
     A thread that wakes for each frame of a device is what many devices cost most; of a few, every millisecond counts.
     """
     return GATHER_S if devices > CROWD else 0.0
+
+
+def _stretches(ecg_mv: NDArray[np.float32]) -> list[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
+    """The parts of (leads, samples) that have a value in some lead: where each begins, with 0 where there is none; and
+    which leads lack some."""
+    lacking = np.isnan(ecg_mv)
+    there = np.concatenate([[False], ~lacking.all(axis=0), [False]])
+    begins, ends = np.flatnonzero(there[1:] & ~there[:-1]), np.flatnonzero(there[:-1] & ~there[1:])
+    return [
+        (begin, np.nan_to_num(ecg_mv[:, begin:end]), np.logical_or.reduce(lacking[:, begin:end], axis=1))
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def printable(text: str) -> str:
+    """What a device calls itself or a lead, fit for one line of a log, of a header and on a terminal."""
+    return "".join(character if character.isprintable() else "_" for character in text)
 
 
 def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0, gather_s: float = 0.0) -> Source:

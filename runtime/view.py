@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, Self
 
@@ -74,13 +74,24 @@ def event_line(event: dict[str, Any]) -> str:
     """An event in one line of rich markup."""
     t_s = f"{event['t_device_s']:6.1f} s"
     if event["label"] is None:
-        what = event["detail"] or ", ".join(f"{at}: {fault}" for at, fault in event["quality"]["faults"].items())
-        return f"  {t_s}  {event['event']:<8} {escape(what or 'good again')}"
+        what = event["detail"] or _said_of(event["quality"]["faults"], event["quality"].get("warnings", {}))
+        return f"  {t_s}  {event['event']:<8} {escape(_plain(what))}"
     colour = COLOURS[event["severity"]]
     return (
         f"  {t_s}  {event['event']:<8} [{colour}]{escape(event['label']):<5}[/] probability {event['probability']:.2f}"
         f"  ({event['severity']})"
     )
+
+
+def _said_of(faults: Mapping[str, str], warnings: Mapping[str, str]) -> str:
+    said = [f"{lead}: {fault}" for lead, fault in faults.items()]
+    said += [f"{lead}: {warning}, which the model does not get" for lead, warning in warnings.items()]
+    return ", ".join(said) or "good again"
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere on one line, without what a terminal would take for a command."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def bar(value: float, threshold: float, width: int, colour: str) -> Text:
@@ -204,7 +215,9 @@ class View:
         if feed.name in signals:
             width = max(10, min(100, self._console.width - 8))
             lead = Table.grid(padding=(0, 1))
-            lead.add_row(self._leads[feed.name], Text(strip(signals[feed.name], width, STRIP_LINES), style="green"))
+            lead.add_row(
+                Text(self._leads[feed.name]), Text(strip(signals[feed.name], width, STRIP_LINES), style="green")
+            )
             parts.append(lead)
         return [*parts, findings]
 
@@ -213,7 +226,7 @@ class View:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("device", no_wrap=True, overflow="ellipsis", max_width=28)
         table.add_column(f"last {STRIP_S:g} s", no_wrap=True)
-        table.add_column(" ".join(spec.labels), no_wrap=True)
+        table.add_column(Text(" ".join(spec.labels)), no_wrap=True)
         table.add_column("open", overflow="ellipsis")
         table.add_column("link", overflow="ellipsis")
         table.add_column("quality", overflow="ellipsis")
@@ -221,7 +234,7 @@ class View:
         for feed in self._feeds:
             monitor = feed.monitor
             if monitor is None:
-                table.add_row(feed.name, "", "", "", _state(feed))
+                table.add_row(Text(feed.name), "", "", "", _state(feed))
                 continue
             drawn = strip(signals[feed.name], STRIP_CHARACTERS) if feed.name in signals else ""
             levels = Text(" ").join(
@@ -235,7 +248,7 @@ class View:
             )
             latest = percentiles_ms(_latest(monitor))
             table.add_row(
-                feed.name,
+                Text(feed.name),
                 Text(drawn, style="green"),
                 levels,
                 alerts,

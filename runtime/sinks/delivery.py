@@ -34,6 +34,7 @@ FLUSH_S, HURRIED_FLUSH_S = 10.0, 0.4  # SIGTERM ends all within 2 s, a second of
 CLOSE_S = 0.35  # to close a sink whose time to flush is over
 POLL_S = 0.02
 SAY_AFTER_S = 1.0
+MOST_SAID = 10  # different errors of one sink that are logged; all are counted
 
 Item = Event | tuple[Origin, Samples]
 
@@ -62,6 +63,7 @@ class Outlet:
         self.gone: OSError | None = None
         self._written = self._dropped = self._errors = self._samples_written = self._samples_dropped = 0
         self._last_error: str | None = None
+        self._said: set[str] = set()
         self._thread = threading.Thread(target=self._run, name=url, daemon=True)
         self._thread.start()
 
@@ -200,7 +202,11 @@ class Outlet:
         text = " ".join(str(error).split()) or type(error).__name__
         with self._changed:
             self._errors += 1
-            news, self._last_error = text != self._last_error, text
+            self._last_error = text
+            # A full disk says so of each file in turn, as often as it is tried.
+            news = text not in self._said and len(self._said) < MOST_SAID
+            if news:
+                self._said.add(text)
         if news:
             log.warning("sink %s: %s", self.url, text)
 

@@ -23,6 +23,7 @@ import queue
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -80,6 +81,7 @@ class MqttSink:
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._connected, self._trouble = False, ""
         self._under_way: dict[int, int] = {}  # paho's number of a message -> the spool's
+        self._confirmed: list[int] = []  # the spool's numbers that are still in the spool
         self._status_number: int | None = None
         self._catching_up = False
         self._sent = 0  # the spool's number of what was sent last
@@ -106,7 +108,7 @@ class MqttSink:
     @property
     def busy(self) -> bool:
         """See `BusySink`."""
-        return len(self._spool) > 0 and not self._trouble and self._again_s is None
+        return len(self._spool) > len(self._confirmed) and not self._trouble and self._again_s is None
 
     def counts(self) -> dict[str, int]:
         """Confirmed by the broker, refused by it, still in the spool, pushed out of it; and connections made."""
@@ -141,21 +143,18 @@ class MqttSink:
                 news = []
             while not self._news.empty():
                 news.append(self._news.get())
-            confirmed = []
             for kind, what in news:
                 if kind == "acked":
-                    confirmed += self._take_answer(*what)
+                    self._confirmed += self._take_answer(*what)
                 elif kind == "close":
                     break
                 else:
                     self._take_news(kind, what)
-            try:
-                if confirmed:
-                    self._spool.remove(confirmed)
-                    self._delivered += len(confirmed)
-                self._send()
-            except OSError as error:  # what could not be removed will be sent once more by the next process
-                log.warning("the spool for %s: %s", self._shown, error)
+            for work in (self._forget_confirmed, self._send):
+                try:
+                    work()
+                except OSError as error:  # what cannot be removed before the end is sent once more by the next process
+                    log.warning("the spool for %s: %s", self._shown, error)
         self._say_goodbye()
 
     def _take_news(self, kind: str, what: Any) -> None:
@@ -204,6 +203,12 @@ class MqttSink:
             self._under_way[info.mid] = number
             self._sent = number
 
+    def _forget_confirmed(self) -> None:
+        if self._confirmed:
+            self._spool.remove(self._confirmed)
+            self._delivered += len(self._confirmed)
+            self._confirmed = []
+
     def _publish_status(self, status: str) -> None:
         self._status_number = self._client.publish(self._status_topic, status, qos=1, retain=True).mid
 
@@ -217,9 +222,10 @@ class MqttSink:
                     kind, what = self._news.get(timeout=left_s)
                 except queue.Empty:
                     break
-                if kind == "acked" and (confirmed := self._take_answer(*what)):
-                    self._spool.remove(confirmed)
-                    self._delivered += len(confirmed)
+                if kind == "acked":
+                    self._confirmed += self._take_answer(*what)
+            with suppress(OSError):  # as above
+                self._forget_confirmed()
         # Its thread ends by itself: to wait for one that tries to connect may take long.
         self._client.disconnect()
 
@@ -256,8 +262,16 @@ def open_sink(url: str, name: str) -> Sink:
     from paho.mqtt.client import Client, MQTTv5
     from paho.mqtt.enums import CallbackAPIVersion
 
+    folder = Path(options["spool"]) if options.get("spool") else state_folder()
+    # One file for each address and name: what waits for one broker is nothing to another.
+    key = hashlib.sha256(f"{parts.hostname}:{port}/{prefix}/{name}".encode(errors="replace")).hexdigest()[:8]
+    file = folder / f"mqtt-{identifier(name)}-{key}.sqlite"
+    # A broker ends the connection of whoever has the same id: so it has to differ wherever the spool does.
+    own = hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:8]
     client = Client(
-        CallbackAPIVersion.VERSION2, client_id=f"m2jl-{socket.gethostname()}-{identifier(name)}", protocol=MQTTv5
+        CallbackAPIVersion.VERSION2,
+        client_id=f"m2jl-{socket.gethostname()}-{identifier(name)}-{own}",
+        protocol=MQTTv5,
     )
     if parts.username:
         password = unquote(parts.password) if parts.password else os.environ.get(PASSWORD)
@@ -267,12 +281,8 @@ def open_sink(url: str, name: str) -> Sink:
             client.tls_set(ca_certs=options.get("ca"))
         except OSError as error:
             raise SinkError(f"sink {redacted(url)!r}: cannot read {options.get('ca')}: {error}") from error
-    folder = Path(options["spool"]) if options.get("spool") else state_folder()
-    # One file for each address and name: what waits for one broker is nothing to another.
-    key = hashlib.sha256(f"{parts.hostname}:{port}/{prefix}/{name}".encode()).hexdigest()[:8]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SinkError(f"cannot make the spool's folder {folder}: {error.strerror}") from error
-    spool = Spool(folder / f"mqtt-{identifier(name)}-{key}.sqlite")
-    return MqttSink(client, (parts.hostname, port), prefix, name, spool)
+    return MqttSink(client, (parts.hostname, port), prefix, name, Spool(file))

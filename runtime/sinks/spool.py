@@ -12,7 +12,8 @@ A file belongs to one process at a time.  It holds `limit` messages; what is old
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.sinks.database import failures_of, open_database
@@ -46,13 +47,12 @@ class Spool:
 
     def add(self, topic: str, payload: str) -> None:
         """Append a message; it is on the disk when this returns."""
-        with self._lock, failures_of(self._path):
+        with self._transaction():
             self._database.execute("INSERT INTO message (topic, payload) VALUES (?, ?)", (topic, payload))
-            self._count += 1
-            if self._count > self._limit:
+            if full := self._count >= self._limit:
                 self._database.execute("DELETE FROM message WHERE number = (SELECT min(number) FROM message)")
-                self._count -= 1
-                self.dropped += 1
+            self._database.execute("COMMIT")
+            self._count, self.dropped = self._count + (not full), self.dropped + full
 
     def after(self, number: int, count: int) -> list[tuple[int, str, str]]:
         """The next messages, up to `count`, behind the one of this number."""
@@ -63,8 +63,7 @@ class Spool:
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Forget messages, those that are not there included."""
-        with self._lock, failures_of(self._path):
-            self._database.execute("BEGIN")
+        with self._transaction():
             removed = self._database.executemany(
                 "DELETE FROM message WHERE number = ?", [(number,) for number in numbers]
             ).rowcount
@@ -75,3 +74,15 @@ class Spool:
         """Let other processes have the file."""
         with self._lock, failures_of(self._path):
             self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing: one that a full disk has stopped must not stay open, or nothing after it is safe."""
+        with self._lock, failures_of(self._path):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise

@@ -79,7 +79,7 @@ class RecordSink:
         text = event.label if event.event == "onset" else f"end {event.label}"
         sample = round(event.t_device_s * segment.origin.rate_hz) - segment.first_sample
         # What was decided after the record's end, or before its beginning, is noted where it comes nearest.
-        notes = sorted([*segment.notes, (max(0, sample), text)], key=itemgetter(0))
+        notes = sorted([*segment.notes, (min(max(0, sample), segment.samples), text)], key=itemgetter(0))
         write_atomically(segment.path.with_suffix(f".{ANNOTATOR}"), annotation_file(notes))
         segment.notes = notes
 

@@ -63,6 +63,8 @@ class StripSink:
         history = self._devices.get(event.device or "")
         if history is None or history.origin is None or event.label is None or event.event == "update":
             return
+        if event.t_device_s * history.origin.rate_hz > history.end:
+            return  # decided before the device restarted, and its signal is gone; the new clock has yet to come so far
         history.notes.append((event.t_device_s, event.label if event.event == "onset" else f"end {event.label}"))
         if event.event == "onset":
             rate_hz = history.origin.rate_hz

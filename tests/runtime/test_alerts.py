@@ -305,6 +305,11 @@ def test_an_empty_file_changes_nothing(load: Callable[[str], AlertRules]) -> Non
         ("[policy]\nk = 6", "k of n needs 1 <= k <= n, not 6 of 5"),
         ("[label.AFIB]\nn = 2", "AFIB: k of n needs 1 <= k <= n, not 3 of 2"),
         ("[policy]\nmemory_s = nan", "memory_s must be more than 0"),
+        ("[policy]\nn = 99999999999999999999", "policy: n is too large"),
+        ("[policy]\nmargin_logit = " + "9" * 400, "policy: margin_logit is too large"),
+        ("[policy]\nk = " + "9" * 5000, "cannot read alerts"),
+        ("a = " + "[" * 5000 + "]" * 5000, "cannot read alerts"),
+        ("[label.'']\nk = 1", "a label without a name"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_in_one_line(

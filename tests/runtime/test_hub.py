@@ -6,22 +6,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from firmware_bridge import AddressError, Block, LinkChange, LinkLost, NoDevice, PortError
 from firmware_bridge.emulator import Emulator
 from firmware_bridge.endpoint import TcpEndpoint
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
+from runtime.alerts import AlertPolicy
 from runtime.errors import OptionError, SourceError
 from runtime.events import Event
 from runtime.hub import Feed, Hub, HubConfig
 from runtime.model import Model
 from runtime.session import Session
-from runtime.sinks import Origin
+from runtime.sinks import Delivery, Origin
 from runtime.sinks.base import Samples
 from runtime.sources import DeviceSource, Source, open_source
 from runtime.spec import ModelSpec
@@ -530,3 +534,65 @@ def test_a_gap_that_floods_is_bounded_too() -> None:
     assert most == 20
     assert sum(event.event == "link" for event in kept.events) == 499
     assert (summary["samples"], summary["samples_missing"]) == (25_000, 24_950)
+
+
+class Script(Fake):
+    """A source made of pieces: (samples lost before it, seconds, size of the beats, restarted, a lead off)."""
+
+    def __init__(self, name: str, pieces: Sequence[tuple[int, float, float, bool, bool]], *, live: bool) -> None:
+        super().__init__(name, 0.0, live=live)
+        self.pieces = pieces
+
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+        at = 0
+        for lost, seconds, size, restarted, off in self.pieces:
+            if lost and on_link is not None:
+                on_link(LinkChange("lost", "gone"))
+                on_link(LinkChange("back", "here"))
+            at = lost if restarted else at + lost
+            ecg_mv = beats(seconds, 2 * seconds) * np.float32(size)
+            for n in range(0, ecg_mv.shape[1], 100):
+                part = ecg_mv[:, n : n + 100]
+                first = n == 0
+                yield Block(at, part, np.array([off, False]), NONE, lost if first else 0, restarted and first)
+                at += part.shape[1]
+
+
+pieces = st.tuples(
+    st.sampled_from([0, 0, 40, 30_000]), st.sampled_from([0.4, 3.0, 6.0]), st.sampled_from([1.0, 2.0]),
+    st.booleans(), st.sampled_from([False, False, True]),
+)  # fmt: skip
+scripts = st.lists(st.lists(pieces, min_size=1, max_size=5), min_size=2, max_size=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scripts, st.booleans(), st.integers(1, 4), st.integers(1, 8))
+def test_every_onset_has_its_offset_and_every_sample_its_count_whatever_the_devices_do(
+    scripts: list[list[tuple[int, float, float, bool, bool]]], live: bool, max_waiting: int, max_batch: int
+) -> None:
+    """Gaps, restarts, lost links, loose electrodes and, of live devices, windows given up."""
+    sources = [Script(f"d{n}", script, live=live) for n, script in enumerate(scripts)]
+    policy = AlertPolicy(k=2, n=3, release=2, refractory_s=0.5, update_s=1.0)
+    kept = Kept()
+    delivery = Delivery({"kept": kept})
+    config = HubConfig(max_batch=max_batch, deadline_s=0.001, max_waiting=max_waiting)
+    hub = Hub([feed_of(source) for source in sources], model_of(), [delivery], config=config, policy=policy)
+    summary = hub.run()
+    counts = delivery.report()["kept"]
+    assert (counts["written"], counts["dropped"], counts["samples_dropped"]) == (len(kept.events), 0, 0)
+    assert counts["samples_written"] == summary["samples"]
+    for source, fields in zip(sources, summary["devices"], strict=True):
+        assert fields["samples"] == sum(round(seconds * RATE_HZ) for _, seconds, *_ in source.pieces)
+        assert fields["samples_missing"] == sum(lost for lost, *_ in source.pieces)
+        for label in ALARM.labels:
+            said = [e.event for e in kept.events if (e.device, e.label) == (source.name, label)]
+            turns = [kind for kind in said if kind != "update"]
+            assert turns == (["onset", "offset"] * len(turns))[: len(turns)]
+            assert not said or said[0] == "onset"
+            assert all(after != "update" for before, after in pairwise(said) if before == "offset")
+            assert (label in fields["open_alerts"]) == (turns[-1:] == ["onset"])
+        if not live:
+            by_itself = Kept()
+            Session(Script(source.name, source.pieces, live=False), model_of(), [by_itself], policy=policy).run()
+            assert kept.of(source.name) == by_itself.of(source.name)
+            assert fields["windows_dropped"] == 0

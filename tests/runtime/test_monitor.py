@@ -357,3 +357,38 @@ def test_a_device_without_a_lead_or_too_slow_is_refused(fake_model: Callable[...
         Monitor(fake_model(), ("I", "V1"), RATE_HZ)
     with pytest.raises(SourceError, match="75 Hz"):
         Monitor(fake_model(), LEADS, 75.0)
+
+
+def with_losses(seconds: float, every_s: float) -> list[Block]:
+    """One block of 0.1 s in `every_s` is missing."""
+    blocks = blocks_of(beats(seconds))
+    lost = range(round(every_s / 0.1) - 1, len(blocks), round(every_s / 0.1))
+    return [block for n, block in enumerate(blocks) if n not in lost]
+
+
+def test_gaps_that_leave_no_whole_window_are_told_as_bad_quality_once_and_until_there_is_one(
+    fake_model: Callable[..., Model],
+) -> None:
+    monitor = monitor_of(fake_model([OFF]))
+    length_s = monitor.model.spec.window_s
+    broken = with_losses(6 * length_s, 0.75 * length_s)
+    events = [event for block in broken for event in monitor.push(block)]
+    assert monitor.stats.windows == 0
+    (quality,) = [event for event in events if event.event == "quality"]
+    assert quality.quality == {"ok": False, "faults": {"stream": "gaps leave no whole window"}}
+    assert quality.window is not None
+    first, end = quality.window
+    assert first == 0
+    assert length_s <= (end - first) / RATE_HZ < 2 * length_s
+    start = broken[-1].first_sample + 50
+    whole = blocks_of(beats(2 * length_s), first=start)
+    events = [event for block in whole for event in monitor.push(block)]
+    assert [event.quality for event in events if event.event == "quality"] == [{"ok": True, "faults": {}}]
+
+
+def test_a_gap_now_and_then_is_no_matter_of_quality(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model([OFF]))
+    length_s = monitor.model.spec.window_s
+    events = run(monitor, with_losses(12 * length_s, 3 * length_s))
+    assert monitor.stats.windows > 0
+    assert {event.event for event in events} == {"link"}

@@ -164,6 +164,39 @@ def test_a_view_without_a_terminal_is_text_and_says_so(m2jl_in_process: M2jl, re
     assert events_of(out)
 
 
+def test_that_nobody_reads_stderr_ends_nothing(record: Path, tmp_path: Path) -> None:
+    """A log that went away must not end the watch over a patient."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    sources = [f"file://{record}", f"file://{record.parent}/./long"]
+    for several in (1, 2):
+        arguments = [word for url in sources[:several] for word in ("--source", url)]
+        events, stats = tmp_path / f"{several}.jsonl", tmp_path / f"{several}.json"
+        command = [sys.executable, "-m", "m2jl", "run", *arguments, "--sink", f"file:{events}", "--stats", str(stats)]
+        subprocess.run(command, stderr=writer, timeout=120, check=True)
+        assert json.loads(stats.read_text())["windows"] == 19 * several
+        assert events_of(events.read_text())
+    os.close(writer)
+
+
+def test_what_became_of_a_run_is_said_even_if_it_cannot_be_kept(
+    m2jl_in_process: M2jl, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _content: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.session.write_atomically", full)
+    code, out, err = m2jl_in_process("run", "--source", f"file://{record}", "--stats", tmp_path / "stats.json")
+    assert code == 2
+    assert events_of(out)
+    assert "19 windows (" in err.splitlines()[-2]
+    assert "No space left" in err.splitlines()[-1]
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    code, out, err = m2jl_in_process("run", "--source", f"file://{record}", "--stats", tmp_path / "stats.json")
+    assert (code, out) == (2, "")
+    assert "cannot write into the folder" in err
+
+
 def run_on_a_terminal(*arguments: str) -> tuple[int, str]:
     """`m2jl run` with a terminal for all three streams; gives its exit code and what it drew."""
     master, slave = pty.openpty()

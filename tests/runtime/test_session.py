@@ -194,7 +194,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "stats.json"
     write_atomically(path, "old")
 
-    def full(partial: Path, *_: object) -> None:
+    def full(partial: Path, *_: object, **__: object) -> None:
         partial.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 

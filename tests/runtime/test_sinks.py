@@ -369,6 +369,17 @@ def test_what_cannot_be_taken_now_is_offered_again(caplog: pytest.LogCaptureFixt
     assert [record.message for record in caplog.records] == ["sink disk: [Errno 28] No space left on device"]
 
 
+def test_errors_that_take_turns_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Kept()
+    sink.raises = [OSError(28, "No space left on device", f"file {number % 2}") for number in range(40)]
+    outlet = Outlet("disk", sink)
+    outlet.finish()
+    for _ in range(40):
+        outlet._attempt(lambda: outlet._offer(event_of(0)))
+    assert len(caplog.records) == 2
+    assert outlet.report()["errors"] == 40
+
+
 def test_a_disk_that_stays_full_loses_all_and_says_so(tmp_path: Path) -> None:
     delivery = open_sinks(["file:/dev/full", f"file:{tmp_path / 'events'}"])
     for number in range(5):

@@ -246,6 +246,53 @@ def test_the_last_will_says_that_a_killed_process_is_offline(
 
 
 @needs_broker
+def test_what_was_confirmed_while_the_disk_was_full_is_not_sent_again(
+    broker: Broker, listen: Callable[[], Listener], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.start()
+    listener = listen()
+    sink: Any = open_sink(url, "patch")
+    remove, full = sink._spool.remove, threading.Event()
+    full.set()
+
+    def attempt(numbers: list[int]) -> None:
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        remove(numbers)
+
+    monkeypatch.setattr(sink._spool, "remove", attempt)
+    for number in range(5):
+        sink.write(event_of(number))
+    wait_until(lambda: len(sink._confirmed) == 5)
+    assert not sink.busy  # more time would deliver nothing more
+    full.clear()
+    sink.write(event_of(5))
+    wait_until(lambda: sink.counts()["delivered"] == 6)
+    assert sink.counts()["waiting"] == 0
+    sink.close()
+    assert listener.events() == [float(number) for number in range(6)]
+
+
+@needs_broker
+def test_two_sinks_of_one_broker_do_not_end_each_others_connection(
+    broker: Broker, listen: Callable[[], Listener], url: str, tmp_path: Path
+) -> None:
+    """Another topic, and another process whose spool lies elsewhere: a broker takes clients of one name for one."""
+    broker.start()
+    listener = listen()
+    urls = [url, url.replace("/ward", "/ward/two"), url.replace("spool=", f"spool={tmp_path}/elsewhere")]
+    sinks: list[Any] = [open_sink(each, "patch") for each in urls]
+    for number in range(20):
+        for sink in sinks:
+            sink.write(event_of(number))
+        time.sleep(0.02)
+    wait_until(lambda: len(listener.events()) == 60)
+    assert [sink.counts()["connects"] for sink in sinks] == [1, 1, 1]
+    for sink in sinks:
+        sink.close()
+
+
+@needs_broker
 def test_what_the_broker_refuses_is_kept_and_offered_again(
     broker: Broker,
     listen: Callable[[], Listener],
@@ -418,6 +465,24 @@ def test_a_full_spool_drops_the_oldest_and_counts(tmp_path: Path) -> None:
         spool.add("topic", str(number))
     assert [payload for _, _, payload in spool.after(0, 100)] == ["7", "8", "9", "10", "11"]
     assert (len(spool), spool.dropped) == (5, 7)
+    spool.close()
+
+
+def test_a_disk_that_is_full_leaves_the_spool_as_it_was(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", limit=3)
+    for number in range(3):
+        spool.add("topic", str(number))
+    spool._database.execute("CREATE TRIGGER full BEFORE DELETE ON message BEGIN SELECT RAISE(ABORT, 'no room'); END")
+    for _ in range(2):
+        with pytest.raises(OSError, match="no room"):
+            spool.add("topic", "3")  # it makes room for itself
+        with pytest.raises(OSError, match="no room"):
+            spool.remove([1])
+    assert (len(spool), spool.dropped) == (3, 0)
+    spool._database.execute("DROP TRIGGER full")
+    spool.add("topic", "3")
+    assert [payload for _, _, payload in spool.after(0, 10)] == ["1", "2", "3"]
+    assert (len(spool), spool.dropped) == (3, 1)
     spool.close()
 
 

@@ -83,7 +83,7 @@ def terminate(process: subprocess.Popen[str]) -> tuple[float, str, str]:
 def test_sigterm_ends_soon_with_everything_delivered(start: Start, tmp_path: Path) -> None:
     database, strips, stats = tmp_path / "alerts.db", tmp_path / "strips", tmp_path / "stats.json"
     process = start(
-        "--speed", 8, "--sink", f"sqlite:{database}", "--sink", "-", "--sink", f"wfdb:{strips}", "--stats", stats
+        "--speed", 16, "--sink", f"sqlite:{database}", "--sink", "-", "--sink", f"wfdb:{strips}", "--stats", stats
     )
     assert process.stdout is not None
     lines = []
@@ -120,7 +120,7 @@ def test_sigterm_ends_soon_even_if_a_sink_hangs_for_ever(start: Start, tmp_path:
     except BlockingIOError:
         pass  # full: the next write blocks
     process = start(
-        "--speed", 8, "--sink", f"file:{pipe}", "--sink", f"sqlite:{database}", "--sink", "-", "--stats", stats
+        "--speed", 16, "--sink", f"file:{pipe}", "--sink", f"sqlite:{database}", "--sink", "-", "--stats", stats
     )
     assert process.stdout is not None
     assert process.stdout.readline()

@@ -358,3 +358,18 @@ def test_a_real_recording_comes_back_within_a_step(tmp_path: Path, sample: Recor
     record, source = wfdb.rdrecord(str(path)), wfdb.rdrecord(str(sample_path))
     assert np.abs(record.p_signal - source.p_signal).max() <= 1e-4
     assert [name.lower() for name in record.sig_name] == [name.lower() for name in source.sig_name]
+
+
+def test_what_was_decided_before_a_restart_spoils_nothing_after_it(tmp_path: Path) -> None:
+    """Events of a gateway under load come late: the device's clock has begun anew meanwhile."""
+    strips, full = StripSink(tmp_path / "strips"), RecordSink(tmp_path / "full")
+    for folder, sink in (("strips", strips), ("full", full)):
+        (tmp_path / folder).mkdir()
+        feed(sink, blocks_of(signal(60)))
+        feed(sink, blocks_of(signal(2), restarted=True))
+        sink.write(alert("onset", 59.0))
+        feed(sink, blocks_of(signal(88), first=1000))
+        sink.close()
+    assert not records_in(tmp_path / "strips")  # its signal is not what comes at 59 s of the new clock
+    _, after = records_in(tmp_path / "full")
+    assert wfdb.rdann(str(after), "alert").sample.tolist() == [1000]

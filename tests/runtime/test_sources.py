@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_bridge import PortError, RecordingError
+from firmware_bridge import Block, PortError, RecordingError
 from firmware_bridge.emulator import Emulator
-from firmware_bridge.endpoint import PtyEndpoint
+from firmware_bridge.endpoint import PtyEndpoint, TcpEndpoint
 from firmware_bridge.faults import Faults, parse_fault
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from runtime.errors import SourceError
+from runtime.sinks import Origin
+from runtime.sinks.wfdb_full import RecordSink
 from runtime.sources import CROWD, GATHER_S, DeviceSource, FileSource, Source, gathering_s, open_source
+
+NONE = np.zeros(2, np.bool_)
 
 
 @pytest.mark.parametrize("suffix", ["", ".hea", ".dat"])
@@ -35,6 +39,74 @@ def test_a_file_gives_every_sample_once_and_in_order(sample: Recording, sample_p
             position += block.ecg_mv.shape[1]
             parts.append(block.ecg_mv)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), sample.ecg_mv)
+
+
+def test_a_long_record_is_read_in_pieces_and_gives_the_same(
+    sample: Recording, sample_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.sources.PIECE_BLOCKS", 7)
+    source = FileSource(str(sample_path))
+    largest, read = [], source._record.read
+    monkeypatch.setattr(source._record, "read", lambda first, end: largest.append(end - first) or read(first, end))
+    blocks = list(source.blocks())
+    assert set(largest) == {350}
+    assert [block.ecg_mv.shape[1] for block in blocks] == [50] * 100
+    np.testing.assert_array_equal(np.concatenate([block.ecg_mv for block in blocks], axis=1), sample.ecg_mv)
+
+
+def test_a_recording_with_gaps_can_be_replayed(tmp_path: Path) -> None:
+    """What `wfdb-full:` kept of a device with a bad link; its header states no length if the process was killed."""
+    ecg_mv = np.arange(2000, dtype=np.float32).reshape(2, 1000) * 0.01
+    origin = Origin("patch", ("I", "II"), 500.0, 0.01)
+    sink = RecordSink(tmp_path)
+    for first in (120, 170, 340, 390):
+        sink.write_block(origin, Block(first, ecg_mv[:, first : first + 50], NONE, NONE, 0, False))
+    for _ in ("cut off", "closed"):
+        (header,) = tmp_path.glob("*.hea")
+        blocks = list(FileSource(str(header)).blocks())
+        # Its first sample is the record's, whatever the device's clock was.
+        assert [(block.first_sample, block.missing_samples) for block in blocks if block.missing_samples] == [
+            (220, 120)
+        ]
+        assert sum(block.ecg_mv.shape[1] for block in blocks) == 200
+        for block in blocks:
+            there = slice(120 + block.first_sample, 120 + block.first_sample + block.ecg_mv.shape[1])
+            np.testing.assert_allclose(block.ecg_mv, ecg_mv[:, there], atol=1e-5)
+            assert not block.lead_off.any()
+        sink.close()
+
+
+def test_a_lead_without_a_value_is_off(tmp_path: Path) -> None:
+    ecg_mv = np.zeros((2, 150), np.float32)
+    ecg_mv[1, 60] = np.nan
+    sink = RecordSink(tmp_path)
+    sink.write_block(Origin("patch", ("I", "II"), 500.0, 0.01), Block(0, ecg_mv, NONE, NONE, 0, False))
+    sink.close()
+    (header,) = tmp_path.glob("*.hea")
+    blocks = list(FileSource(str(header)).blocks())
+    assert [block.lead_off.tolist() for block in blocks] == [[False, False], [False, True], [False, False]]
+    assert all(np.isfinite(block.ecg_mv).all() for block in blocks)
+
+
+def test_a_signal_file_that_was_cut_short_is_known_at_once(sample_path: Path, tmp_path: Path) -> None:
+    for file in sample_path.parent.glob(f"{sample_path.name}.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".hea" else -5000])
+    with pytest.raises(RecordingError, match="damaged, cut short"):
+        FileSource(str(tmp_path / sample_path.name))
+
+
+def test_names_fit_on_a_line(sample: Recording) -> None:
+    """A record's header or a terminal would take the rest for something else."""
+    record = Recording("short", ("I\n", *sample.leads[1:]), 500.0, sample.ecg_mv[:, :100])
+    with TcpEndpoint(0) as endpoint:
+        emulator = Emulator(VirtualDevice(record, device_id="bed 1\n\x1b[2Jü"), endpoint, speed=np.inf)
+        thread = threading.Thread(target=emulator.run, daemon=True)
+        thread.start()
+        with open_source(endpoint.url) as source:
+            assert source.name == "bed 1__[2Jü"
+            assert source.leads == ("I_", *sample.leads[1:])
+        emulator.stop()
+        thread.join(5)
 
 
 def test_as_fast_as_possible_does_not_wait(sample_path: Path) -> None:

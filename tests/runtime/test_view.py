@@ -7,7 +7,8 @@ import io
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,27 @@ def test_one_device_is_drawn_with_all_that_is_known(fake_model: Callable[..., Mo
         "5.0 s quality II: lead off",
         "6.0 s quality good again",
     ]
+
+
+def test_a_warning_is_told_and_is_no_all_clear() -> None:
+    fields = asdict(Event("quality", 6.0, IDENTITY, quality={"ok": True, "faults": {}, "warnings": {"II": "mains"}}))
+    assert event_line(fields).endswith("II: mains, which the model does not get")
+
+
+@pytest.mark.parametrize("others", [(), ("patch",)])
+def test_a_device_may_be_called_anything(fake_model: Callable[..., Model], others: Sequence[str]) -> None:
+    """What looks like markup is a name; what a terminal would obey does not reach it."""
+    model, name = fake_model(), "[/red]bed [b]1"
+    origin = replace(ORIGIN, device=name, leads=("[/I]", "I"))
+
+    def fill(view: View) -> None:
+        for block in blocks(6.0):
+            view.write_block(origin, block)
+        view.write(Event("link", 4.0, IDENTITY, name, detail="[/x] says \x1b[2J"))
+
+    text = drawn(model, [streaming(model, name=each) for each in (name, *others)], fill=fill)
+    assert name in text
+    assert "[/x] says ?[2J" in text
 
 
 def test_before_the_first_window_nothing_is_made_up(fake_model: Callable[..., Model]) -> None:
