@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def compress(
 
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        for stage, says in plan(checkpoint, loaded, preset(loaded.preset), data, out):
+        for stage, says in plan(checkpoint, loaded, preset(loaded.preset), data, out, score_fold or ()):
             typer.echo(f"{stage:<9} {says}")
         return
     with progress_bar() as bar:
@@ -95,15 +95,19 @@ def compress(
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     for stage, row in report.stages.items():
-        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}"
         speed = f", {row['latency_ms']['p50']:.2f} ms" if "latency_ms" in row else ""
-        typer.echo(f"{stage:<9} {figures}, {row['file_kb']:.0f} KB{speed}  {row['file']}")
+        typer.echo(f"{stage:<9} {_figures(row)}, {row['file_kb']:.0f} KB{speed}  {row['file']}")
     for stage, row in report.test.items():
-        figures = f"macro-AUC {row['macro_auc']:.4f}, macro-F1 {row['macro_f1']:.4f}"
-        typer.echo(f"{stage:<9} {figures}  fold {row['fold']}, {row['records']} records")
+        typer.echo(f"{stage:<9} {_figures(row)}  fold {row['fold']}, {row['records']} records")
     times = report.speed
     typer.echo(f"int8 is {times['fp32_to_int8']} times as fast as fp32, {times['teacher_to_int8']} times the teacher")
     typer.echo(f"passed; figures are of {report.validation} unless said otherwise; {out / 'report.html'}")
+
+
+def _figures(row: dict[str, Any]) -> str:
+    """Accuracy, with a dash where there is none, as of recordings without some label."""
+    macro_auc, macro_f1 = ("-" if row[key] is None else f"{row[key]:.4f}" for key in ("macro_auc", "macro_f1"))
+    return f"macro-AUC {macro_auc}, macro-F1 {macro_f1}"
 
 
 def _compare(one: Path, other: Path, *, as_json: bool) -> None:
@@ -196,14 +200,16 @@ def export(
     Example: m2jl export runs/student/best.safetensors --out student.onnx --data ptb-xl
     """
     from compress.export import export as run
+    from compress.export import in_its_place
     from compress.golden import add_golden
     from train.dataset import load
     from train.presets import preset as named
 
     folds = named(preset).train_folds
-    spec = run(checkpoint, out)
-    if data is not None:
-        add_golden(out, load(data, spec, folds, cache=cache))
+    with in_its_place(out) as made:
+        spec = run(checkpoint, made)
+        if data is not None:
+            add_golden(made, load(data, spec, folds, cache=cache))
     typer.echo(f"{out}: {spec.name}, {out.stat().st_size / 1024:.0f} KB")
 
 
@@ -229,6 +235,7 @@ def quantize(
 
     Example: m2jl quantize student.onnx --data ptb-xl --out student-int8.onnx --sensitivity
     """
+    from compress.export import in_its_place
     from compress.golden import add_golden
     from compress.quantize import METHODS, TARGETS, Calibrator
     from runtime.model import read_model
@@ -245,8 +252,9 @@ def quantize(
         if costs:
             for cost in calibrator.sensitivity(ranges, target):
                 typer.echo(f"{cost.error:8.4f}  {cost.op:<10} {cost.layer}")
-        calibrator.write(out, ranges, target, floats or ())
-    add_golden(out, calibration)
+        with in_its_place(out) as made:
+            calibrator.write(made, ranges, target, floats or ())
+            add_golden(made, calibration)
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
 
 

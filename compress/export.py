@@ -8,14 +8,18 @@ are gone, and the exporter's notes on source files are removed from the nodes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import torch
 
+from compress.errors import CompressError
 from compress.quiet import quiet
+from runtime.session import write_atomically
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
 from train.model import M2JLNet
@@ -24,13 +28,28 @@ OPSET = 20
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph as it is; the file appears whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    """Write a graph as it is; the file appears whole or not at all.
+
+    Raises:
+        CompressError: the disk does not take it.
+    """
     try:
-        partial.write_bytes(model.SerializeToString())
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, model.SerializeToString())
+    except OSError as error:
+        # A disk that is full names no file.
+        raise CompressError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def in_its_place(path: Path) -> Iterator[Path]:
+    """A file beside `path` for work of several steps; it gets its name when all are done, and is gone if one fails."""
+    made = path.with_name(f"{path.stem}.unfinished.onnx")
+    try:
+        yield made
+        os.replace(made, path)
     finally:
-        partial.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
 def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
@@ -48,7 +67,6 @@ def save_with_spec(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
     model.opset_import.extend(kept)
     model.producer_name, model.producer_version = "m2jl", ""
     onnx.checker.check_model(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
     save(model, path)
 
 

@@ -37,7 +37,7 @@ def add_golden(path: Path, data: EcgData) -> None:
     """
     model = Model.load(path)
     spec = model.spec
-    rows = choose_records(data, WINDOWS, SEED)
+    rows = choose_records(data, spec.labels, WINDOWS, SEED)
     signal_mv = data.windows(rows, np.maximum(data.length[rows] - data.window_samples, 0) // 2)
     kept = [spec.leads.index(lead) for lead in kept_leads(spec.leads)]
     limits = np.iinfo(np.int16)

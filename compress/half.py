@@ -15,7 +15,6 @@ a float32 graph that rounds to float16 all that flows, as a GPU does that sums i
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import GateFailed, RecipeError
-from compress.export import save_with_spec
+from compress.export import save, save_with_spec
 from runtime.chain import batch_windows
 from runtime.golden import GOLDEN_KEY, TOLERANCE, encode, kept_leads, read_golden, unpack
 from runtime.model import Model, read_model
@@ -239,11 +238,5 @@ def half(source: Path, path: Path, signal_mv: Float32Array | None = None) -> Hal
         logits = loaded.logits(*batch_windows(golden.signal_mv, spec))
         entry = proto.metadata_props.add()
         entry.key, entry.value = GOLDEN_KEY, encode(unpack(fields["signal"], shape), fields["step_mv"], logits)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(proto.SerializeToString())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save(proto, path)
     return Halved(result, floats, error)

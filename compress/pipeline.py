@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,22 +44,22 @@ from compress.recipe import Recipe
 from compress.report import versions, write_html
 from compress.sbom import write_checksums, write_sbom
 from compress.stages import Stages, sha256
-from compress.verify import Comparison, check, compare
+from compress.verify import Comparison, check, compare, finite
 from runtime.bench import BenchConfig, bench, machine
 from runtime.errors import OptionError
 from runtime.model import Model, read_model, sigmoid
-from runtime.session import write_atomically
+from runtime.spec import ModelSpec
 from runtime.tensorrt import EngineBuilder, cached_engine, describe, find_gpu
 from train import checkpoint, evaluate
-from train.checkpoint import load_network
+from train.checkpoint import load_network, write_text
 from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
 from train.metrics import best_thresholds
-from train.model import M2JLNet, count_parameters
+from train.model import NETS, M2JLNet, count_parameters
 from train.noise import load_noise
 from train.objectives import Distillation
 from train.presets import Preset
-from train.table import open_table
+from train.table import Table, open_table
 from train.trainer import FitConfig, Hooks, fit, predict
 
 Row = dict[str, Any]
@@ -85,7 +86,7 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write `report.json`, and `report.html` beside it."""
         fields = asdict(self)
-        write_atomically(folder / "report.json", json.dumps(fields, indent=1) + "\n")
+        write_text(folder / "report.json", json.dumps(fields, indent=1) + "\n")
         write_html(folder / "report.html", fields)
 
 
@@ -135,6 +136,8 @@ def run_pipeline(
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
     """
     net = _usable_teacher(teacher, recipe, preset)
+    _check_test_folds(test_folds, preset, open_table(data, net.spec.band_hz[1]))
+    _make_ready(out)
     recorded = None if noise is None else load_noise(noise, net.spec)
     say("recordings")
     recordings = _recordings(net, recipe, preset, data, cache)
@@ -169,10 +172,40 @@ def _usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
     return net
 
 
+def _check_test_folds(folds: Sequence[int], preset: Preset, table: Table) -> None:
+    for fold in folds:
+        if fold in (*preset.train_folds, preset.validation_fold):
+            raise CompressError(
+                f"fold {fold} cannot be scored at the end: the student learns from it or is chosen by it"
+            )
+        if not table.fold(fold):
+            raise CompressError(f"there is no recording of fold {fold} in {table.root} to be scored at the end")
+
+
+def _make_ready(out: Path) -> None:
+    """Make the folder, or learn now that nothing can be written to it; sweep out what a killed run was writing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        for partial in out.rglob("*.[0-9]*.partial"):
+            partial.unlink()
+    except OSError as error:
+        raise CompressError(f"cannot write to {out}: {error.strerror}") from error
+
+
+def _check_labels(spec: ModelSpec, train: EcgData, validation: EcgData) -> None:
+    for k, label in enumerate(spec.labels):
+        if not train.targets[:, k].any():
+            raise CompressError(f"none of the {len(train)} recordings to learn from has {label}")
+        if not 0 < validation.targets[:, k].sum() < len(validation):
+            raise CompressError(f"all or none of the {len(validation)} recordings to judge by have {label}")
+
+
 def _recordings(net: M2JLNet, recipe: Recipe, preset: Preset, data: Path, cache: Path | None) -> Recordings:
     spec = student_spec(recipe, net.spec)
     folds = (preset.train_folds, [preset.validation_fold])
     own = [load(data, spec, fold, cache=cache) for fold in folds]
+    _check_labels(spec, *own)
     if spec.leads == net.spec.leads:
         return Recordings(*own, *own)
     heard = [load(data, net.spec, fold, cache=cache) for fold in folds]
@@ -209,25 +242,36 @@ class _Run:
         )
         self._always = {"recordings": content, "versions": {name: report.versions[name] for name in MADE_WITH}}
 
-    def _done(self, stage: str, depends: Row, work: Callable[[], tuple[Row, list[Path]]]) -> Row:
-        """A stage's row: the one that is there, or what `work` gives."""
+    def _clear(self) -> None:
+        """Take away what a stage that is done anew makes obsolete: the models of later ones, and the report."""
+        self._stages.forget()
+        for path in _products(self._recipe, self._out):
+            if path.name not in self._stages.files:
+                path.unlink(missing_ok=True)
+
+    def _done(self, stage: str, depends: Row, work: Callable[[], tuple[Row, list[Path]]], *, clear: bool = True) -> Row:
+        """A stage's row: the one that is there, or what `work` gives.
+
+        Args:
+            clear: first take away what later stages made; else `work` does so itself.
+        """
         depends = {**self._always, **depends}
         row = self._stages.row(stage, depends)
         if row is None:
             self._say(stage)
-            # No model may stand beside a student that is not its own, nor beside a report that says "failed".
-            for path in _products(self._recipe, self._out):
-                if path.name not in self._stages.files:
-                    path.unlink(missing_ok=True)
+            if clear:
+                self._clear()
             row, files = work()
             self._stages.keep(stage, depends, row, files)
         else:
             self._say(f"{stage}: done before")
         return row
 
-    def _stage(self, stage: str, path: Path, depends: Row, work: Callable[[], tuple[Row, list[Path]]]) -> None:
+    def _stage(
+        self, stage: str, path: Path, depends: Row, work: Callable[[], tuple[Row, list[Path]]], *, clear: bool = True
+    ) -> None:
         """The same for a stage of the report, whose file may have been moved with its folder since."""
-        self._report.stages[stage] = {**self._done(stage, depends, work), "file": str(path)}
+        self._report.stages[stage] = {**self._done(stage, depends, work, clear=clear), "file": str(path)}
 
     def models(self) -> dict[str, Path]:
         """All stages that make a model: the files, by stage.
@@ -252,6 +296,8 @@ class _Run:
                 if not str(error).startswith(("quantize", "tensorrt")):
                     raise
                 self._stages.keep("without qat", depends, {"failure": str(error)}, [])
+                for stage in SUFFIXES:
+                    self._report.stages.pop(stage, None)
                 self._say(f"{error}: training with rounding in the loop")
         return self._deployed(self._train_rounded(taught), taught)
 
@@ -316,16 +362,32 @@ class _Run:
         return comparison
 
     def _trained(
-        self, stage: str, best: Path, depends: Row, train: Callable[[], int], before: Callable[[], Logits]
+        self,
+        stage: str,
+        best: Path,
+        depends: Row,
+        train: Callable[[], int],
+        before: Callable[[], Logits],
+        origin: Row | None = None,
     ) -> Path:
-        """A stage that gives a checkpoint, after so many epochs."""
+        """A stage that gives a checkpoint, after so many epochs.
+
+        Args:
+            origin: of a training that follows from the student, by which its headers tell it from another one.
+        """
 
         def work() -> tuple[Row, list[Path]]:
+            if origin is not None:
+                _remove_other(best.parent, origin)
+            # Where a run is there, this one may yet be refused, and then all stays as it is.
+            if not best.with_name("last.safetensors").exists():
+                self._clear()
             epoch = train()
+            self._clear()
             self._judge(stage, best, before(), epoch=epoch)
             return self._report.stages[stage], [best]
 
-        self._stage(stage, best, depends, work)
+        self._stage(stage, best, depends, work, clear=False)
         return best
 
     def _distil(self) -> Path:
@@ -357,9 +419,10 @@ class _Run:
 
     def _prune(self, taught: Path) -> Path:
         folder, data, how = self._out / "pruned", self._data, self._recipe.prune
+        origin = {"pruned_from_sha256": sha256(taught), "prune": how.model_dump()}
 
         def train() -> int:
-            small = prune(load_network(taught)[0], data.train, how.share, seed=self._recipe.quantize.seed)
+            small = prune(load_network(taught)[0], data.train, how.share, seed=self._recipe.student.seed)
             return fit(
                 small,
                 data.train,
@@ -367,16 +430,17 @@ class _Run:
                 self._objective(self._out / "student"),
                 self._tuning(how.epochs, how.peak_rate),
                 folder,
-                info={"pruned_from_sha256": sha256(taught), "prune": how.model_dump()},
+                info=origin,
                 hooks=self._hooks,
                 noise=self._noise,
             ).best_epoch
 
         depends = {"checkpoint": sha256(taught), "prune": how.model_dump(), **self._learning()}
-        return self._trained("prune", folder / "best.safetensors", depends, train, lambda: self._of(taught))
+        return self._trained("prune", folder / "best.safetensors", depends, train, lambda: self._of(taught), origin)
 
     def _train_rounded(self, taught: Path) -> Path:
         folder, data, how = self._out / "qat", self._data, self._recipe.qat
+        origin = {"tuned_from_sha256": sha256(taught), "settings": how.model_dump()}
 
         def train() -> int:
             return fine_tune(
@@ -387,6 +451,7 @@ class _Run:
                 folder,
                 config=self._tuning(how.epochs, how.peak_rate),
                 percentile=METHODS[self._recipe.quantize.methods[0]][1].get("CalibPercentile", 100.0),
+                info=origin,
                 hooks=self._hooks,
                 noise=self._noise,
             ).best_epoch
@@ -397,7 +462,7 @@ class _Run:
             "qat": how.model_dump(),
             **self._learning(),
         }
-        return self._trained("qat", folder / "best.safetensors", depends, train, lambda: self._of(taught))
+        return self._trained("qat", folder / "best.safetensors", depends, train, lambda: self._of(taught), origin)
 
     def _learning(self) -> Row:
         """What every training of the student depends on."""
@@ -446,7 +511,9 @@ class _Run:
                 ranges, tried = calibrator.best_ranges(how.methods)
                 self._say(f"{stage}: what each layer costs")
                 costs = calibrator.sensitivity(ranges, target)
-                more = {"methods": tried, "method": ranges.method, "sensitivity": [asdict(cost) for cost in costs]}
+                table = [{**asdict(cost), "error": finite(cost.error)} for cost in costs]
+                errors = {method: finite(error) for method, error in tried.items()}
+                more = {"methods": errors, "method": ranges.method, "sensitivity": table}
                 left = list(dict.fromkeys(cost.layer for cost in costs))[: how.max_float_layers]
                 floats: list[str] = []
                 while True:
@@ -537,6 +604,15 @@ class _Run:
         self._done("seal", {"files": [sha256(path) for path in files], "name": self._recipe.name}, work)
 
 
+def _remove_other(folder: Path, origin: Row) -> None:
+    """Remove a training of another student, or with other settings: it follows from the student, and is redone."""
+    last = folder / "last.safetensors"
+    if last.is_file():
+        _, there = checkpoint.load(last)
+        if any(there.get(key) != value for key, value in origin.items()):
+            shutil.rmtree(folder)
+
+
 def _blame(exported: Path, unproven: Path, calibrator: Calibrator) -> str:
     """Which layer went wrong most, as a clause."""
     worst = worst_layer(onnx.load(str(exported)), onnx.load(str(unproven)), calibrator.probes)
@@ -561,9 +637,10 @@ def _product(recipe: Recipe, out: Path, stage: str) -> Path:
 
 
 def _products(recipe: Recipe, out: Path) -> list[Path]:
-    """All files that are for others to take."""
+    """All files that are for others to take, and models that are yet to be proven."""
     models = [_product(recipe, out, stage) for stage in SUFFIXES]
-    return [*models, out / f"{recipe.name}.cdx.json", out / "SHA256SUMS"]
+    others = (f"{recipe.name}.cdx.json", "SHA256SUMS", "report.json", "report.html")
+    return [*models, *map(_unproven, models), *(out / name for name in others)]
 
 
 def _unproven(path: Path) -> Path:
@@ -571,7 +648,9 @@ def _unproven(path: Path) -> Path:
     return path.with_name(f"{path.stem}.unproven.onnx")
 
 
-def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -> list[tuple[str, str]]:
+def plan(
+    teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path, test_folds: Sequence[int] = ()
+) -> list[tuple[str, str]]:
     """What `run_pipeline` would do, as (stage, sentence); nothing is written.
 
     Raises:
@@ -580,6 +659,7 @@ def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -
     net = _usable_teacher(teacher, recipe, preset)
     student = student_network(recipe, net.spec)
     table = open_table(data, net.spec.band_hz[1])
+    _check_test_folds(test_folds, preset, table)
     records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
     an_epoch_min = _epoch_min(student, recipe.student.batch, records[0])
     rows = [
@@ -590,7 +670,7 @@ def plan(teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path) -
             "distill",
             f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
             f"{count_parameters(student):,} parameters; "
-            f"{_left_to_teach(teacher, recipe, out / 'student', an_epoch_min)}",
+            f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min)}",
         ),
     ]
     if recipe.prune.share:
@@ -627,7 +707,7 @@ def _epoch_min(student: M2JLNet, batch: int, records: int) -> float:
     return float(np.median(seconds)) * records / batch / 60
 
 
-def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path, an_epoch_min: float) -> str:
+def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path, an_epoch_min: float) -> str:
     """What an earlier run left, and about how long the rest would take."""
     last, epochs = folder / "last.safetensors", recipe.student.epochs
     if not last.exists():
@@ -636,6 +716,10 @@ def _left_to_teach(teacher: Path, recipe: Recipe, folder: Path, an_epoch_min: fl
     digest = sha256(teacher)
     wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
     there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
+    about = checkpoint.described(info, last)
+    net = next((net for net, config in NETS.items() if config == replace(about.net, auxiliary=0)), "another")
+    wanted |= {"name": recipe.name, "leads": ",".join(student.spec.leads)}
+    there |= {"name": about.spec.name, "leads": ",".join(about.spec.leads), "net": net}
     pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)
     changed = [f"{name} {old} there, {new} wanted" for name, old, new in pairs if old != new]
     if changed:

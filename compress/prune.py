@@ -75,7 +75,7 @@ def inner_channels(net: M2JLNet, data: EcgData, *, records: int = 512, seed: int
     Raises:
         RecipeError: a label has no recording.
     """
-    rows = choose_records(data, records, seed)
+    rows = choose_records(data, net.spec.labels, records, seed)
     starts = np.maximum(data.length[rows] - data.window_samples, 0) // 2
     device, training = net.head.weight.device, net.training
     front_end, blocks = FrontEnd(net.spec).to(device), _blocks(net)

@@ -203,7 +203,7 @@ def rounded(
     Raises:
         compress.errors.RecipeError: a label has no recording.
     """
-    rows = choose_records(calibration, records, seed)
+    rows = choose_records(calibration, net.spec.labels, records, seed)
     starts = np.maximum(calibration.length[rows] - calibration.window_samples, 0) // 2
     ecg, spectrogram = FrontEnd(net.spec)(torch.from_numpy(calibration.windows(rows, starts)))
     return RoundedNet(net, ecg, spectrogram, percentile)

@@ -18,6 +18,7 @@ the file's provenance.  A layer is called by the module of its weight, or by its
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compress.errors import RecipeError
+from compress.errors import CompressError, RecipeError
 from compress.export import save_with_spec
 from compress.quiet import quiet
 from runtime.chain import batch_windows
@@ -58,24 +59,28 @@ TARGETS: dict[str, tuple[QuantType, dict[str, bool]]] = {
 }
 BATCH = 32
 PER_LABEL = 8
+SPACE = 8  # times the model's size: for copies of it, on the disk of temporary files
 PROBES = 64  # windows by which a layer's sensitivity is judged
 
 Float32Array = NDArray[np.float32]
 Inputs = dict[str, Float32Array]
 
 
-def choose_records(data: EcgData, count: int, seed: int) -> NDArray[np.intp]:
+def choose_records(data: EcgData, labels: Sequence[str], count: int, seed: int) -> NDArray[np.intp]:
     """Row numbers of calibration records: `PER_LABEL` of each label as far as `count` allows, the rest at random.
+
+    Args:
+        labels: names of the data's targets.
 
     Raises:
         RecipeError: a label has no recording, so its ranges could not be found.
     """
     generator = np.random.default_rng(seed)
     of_label: list[list[int]] = []
-    for k in range(data.targets.shape[1]):
+    for k, label in enumerate(labels):
         rows = np.flatnonzero(data.targets[:, k])
         if not len(rows):
-            raise RecipeError(f"none of the {len(data)} calibration recordings has label number {k + 1}")
+            raise RecipeError(f"none of the {len(data)} calibration recordings has {label}")
         of_label.append(generator.permutation(rows)[:PER_LABEL].tolist())
     # One of each label, then a second of each, ...: a small count must not leave the last labels out.
     chosen = [row for turn in zip_longest(*of_label) for row in turn if row is not None]
@@ -160,6 +165,7 @@ class Calibrator:
 
     Raises:
         RecipeError: calibration lacks a label, or the source is quantized already.
+        CompressError: the disk of temporary files is full.
         runtime.errors.ModelError: the source cannot be used.
     """
 
@@ -167,7 +173,7 @@ class Calibrator:
         file, self.spec = read_model(source)
         if self.spec.precision != "fp32":
             raise RecipeError(f"{source} is {self.spec.precision} already; quantization starts from float32")
-        rows = choose_records(calibration, records, seed)
+        rows = choose_records(calibration, self.spec.labels, records, seed)
         # One window from the middle of each: at its ends a recording may show how the electrodes were put on.
         middle = np.maximum(calibration.length[rows] - calibration.window_samples, 0) // 2
         self._signal_mv = calibration.windows(rows, middle)
@@ -176,6 +182,12 @@ class Calibrator:
             "calibration": f"{len(rows)} records of the training folds, seed {seed}",
             "calibration_records_sha256": hashlib.sha256(np.sort(calibration.record[rows]).tobytes()).hexdigest(),
         }
+        # Onnx and ONNX Runtime say of a full disk that a file of theirs is damaged.
+        temporary, needed = tempfile.gettempdir(), SPACE * len(file.data) + 2**20
+        if shutil.disk_usage(temporary).free < needed:
+            raise CompressError(
+                f"the disk of {temporary} is full: {needed / 2**20:.0f} MB are needed; TMPDIR names another"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="m2jl-")
         self._prepared = Path(self._folder.name) / "prepared.onnx"
         with quiet(None):  # onnxruntime logs to the root logger, and prints its progress

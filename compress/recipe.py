@@ -18,9 +18,10 @@ from compress.errors import RecipeError
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Finite = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+FileName = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
 # On a command line a list is what stands between commas.
 LIST = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Names = Annotated[tuple[str, ...], LIST]
@@ -41,7 +42,7 @@ class Student(_Section):
     batch: Count = 64
     peak_rate: Positive = 3e-3
     weight_decay: Weight = 0.02
-    seed: int = 1
+    seed: Seed = 1
 
 
 class Distill(_Section):
@@ -77,7 +78,7 @@ class Quantize(_Section):
 
     methods: Annotated[tuple[Method, ...], LIST, Field(min_length=1)] = ("percentile",)
     records: Annotated[int, Field(ge=16)] = 512
-    seed: int = 1
+    seed: Seed = 1
     max_float_layers: Annotated[int, Field(ge=0)] = 12
 
 
@@ -97,25 +98,26 @@ class Gate(_Section):
     student against its teacher, and after pruning or training against the student before.
     """
 
-    max_export_error: Finite = 1e-3
-    max_fp16_error: Finite = 0.01
-    max_int8_error: Finite = 0.25
-    max_auc_drop: Finite = 0.003
-    max_f1_drop: Finite = 0.005
-    max_label_auc_drop: Finite = 0.01
-    max_distill_auc_drop: Finite = 0.01
-    max_distill_f1_drop: Finite = 0.02
+    max_export_error: Positive = 1e-3
+    max_fp16_error: Positive = 0.01
+    max_int8_error: Positive = 0.25
+    max_auc_drop: Positive = 0.003
+    max_f1_drop: Positive = 0.005
+    max_label_auc_drop: Positive = 0.01
+    max_distill_auc_drop: Positive = 0.01
+    max_distill_f1_drop: Positive = 0.02
 
 
 class Recipe(_Section):
     """A whole recipe.
 
     Attributes:
+        name: of the models, the beginning of their files' names.
         preset: training task whose recordings and folds are used.
         targets: files to make of the student: int8 for ONNX Runtime (always made), int8 for TensorRT, fp16.
     """
 
-    name: str
+    name: FileName
     preset: str = "ptbxl-super"
     targets: Annotated[tuple[Target, ...], LIST] = ("onnxruntime",)
     student: Student

@@ -19,8 +19,8 @@ from typing import Any
 
 from compress.errors import CompressError
 from runtime.machine import installed
-from runtime.session import write_atomically
 from runtime.svg import PAGE_STYLE, STYLE, Axis, Plot, number
+from train.checkpoint import write_text
 
 Fields = dict[str, Any]
 
@@ -43,6 +43,8 @@ LEAST_SPAN = 0.02  # of an accuracy axis: differences that are noise should look
 
 # Of the bars, in pixels.
 NAME_WIDTH, BAR_WIDTH, FIGURES_WIDTH, LEGEND_WIDTH, BAR_HEIGHT, GAP = 62, 330, 108, 74, 11, 11
+
+NAME_SHIFTS, NAME_SPACE = (-9, 17, -21, 29, -33, 41), 46  # of the names in the first pictures
 
 REPORT_STYLE = """
 .verdict { display: inline-block; margin-top: 14px; padding: 3px 12px; border-radius: 6px; font-weight: 600 }
@@ -147,7 +149,7 @@ def _pairs(one: Fields, other: Fields) -> dict[str, tuple[Any, Any]]:
 def write_html(path: Path, fields: Fields) -> None:
     """Write a report as one HTML file, whole or not at all."""
     # ASCII, so that the page is right whatever encoding this machine writes text in.
-    write_atomically(path, _page(fields).encode("ascii", "xmlcharrefreplace").decode())
+    write_text(path, _page(fields).encode("ascii", "xmlcharrefreplace").decode())
 
 
 def _e(value: object) -> str:
@@ -162,8 +164,8 @@ def _page(fields: Fields) -> str:
         (
             "pareto",
             "Accuracy, size and latency",
-            "Up and to the left is better; the dashed line joins what nothing else beats in both. Latency is of one "
-            "window on one thread, ONNX Runtime.",
+            "Up and to the left is better, costs are logarithmic; the dashed line joins what nothing else beats. "
+            "Latency is of one window on one thread, ONNX Runtime.",
             _pareto(fields),
         ),
         ("stages", "Stages", "Each against the stage before it, on the validation fold.", _stage_table(fields)),
@@ -249,15 +251,22 @@ def _plane(points: list[tuple[float, float, str]], y_name: str, x_name: str) -> 
     """Points (cost, accuracy, name) by rising cost, and the line over those that no other beats in both."""
     middle = (min(y for _, y, _ in points) + max(y for _, y, _ in points)) / 2
     y_axis = Axis.around([*(y for _, y, _ in points), middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2])
-    plot = Plot(268, 208, x=Axis.around([0, 1.15 * points[-1][0]]), y=y_axis, x_name=x_name, y_name=y_name)
+    plot = Plot(268, 208, x=Axis.decades(x for x, _, _ in points), y=y_axis, x_name=x_name, y_name=y_name)
     front: list[tuple[float, float]] = []
     for x, y, _ in points:
         if not front or y > front[-1][1]:
             front.append((x, y))
     plot.line([x for x, _ in front], [y for _, y in front], "guide")
-    for k, (x, y, title) in enumerate(points):
+    written: list[tuple[float, float]] = []
+    for x, y, title in points:
         plot.dot(x, y)
-        plot.note(plot.x(x) - 4, plot.y(y) + (-9 if k % 2 == 0 else 17), title)
+        # The nearest place beside its point that no other name has taken.
+        for shift in NAME_SHIFTS:
+            at = (plot.x(x) - 4, plot.y(y) + shift)
+            if all(abs(at[0] - other[0]) > NAME_SPACE or abs(at[1] - other[1]) > BAR_HEIGHT for other in written):
+                break
+        written.append(at)
+        plot.note(*at, title, "end" if at[0] > plot.width - NAME_SPACE else "start")
     return plot.svg(f"{y_name} against {x_name}")
 
 

@@ -3,23 +3,25 @@
     write_sbom(Path("out/m2jlnet.cdx.json"), "m2jlnet", [Path("out/m2jlnet-fp32.onnx"), Path("out/m2jlnet-int8.onnx")])
     write_checksums(Path("out/SHA256SUMS"), [...])           # cd out && sha256sum -c SHA256SUMS
 
-Software components are the installed distributions of which this process has imported a module.
+Software components are what ``m2jlnet[compress]`` requires, and what that requires, as installed: not what this process
+has imported, for a run that was resumed imports less and must end with the same list.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import sys
 import uuid
 from collections.abc import Sequence
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from runtime.model import read_model
-from runtime.session import write_atomically
+from train.checkpoint import write_text
 
 
 def write_sbom(path: Path, name: str, models: Sequence[Path]) -> None:
@@ -39,12 +41,12 @@ def write_sbom(path: Path, name: str, models: Sequence[Path]) -> None:
         "metadata": {"component": {"type": "machine-learning-model", "bom-ref": name, "name": name}},
         "components": components,
     }
-    write_atomically(path, json.dumps(fields, indent=1) + "\n")
+    write_text(path, json.dumps(fields, indent=1) + "\n")
 
 
 def write_checksums(path: Path, files: Sequence[Path]) -> None:
     """Write the SHA-256 of files in the same folder, as `sha256sum` reads them."""
-    write_atomically(path, "".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+    write_text(path, "".join(f"{_sha256(file)}  {file.name}\n" for file in files))
 
 
 def _sha256(path: Path) -> str:
@@ -65,16 +67,29 @@ def _model(path: Path) -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
-    imported = {name.partition(".")[0] for name in sys.modules}
-    distributions = {
-        distribution
-        for module, names in packages_distributions().items()
-        if module in imported
-        for distribution in names
-    }
     packages = []
-    for name in sorted(distributions, key=str.lower):
-        # The form of a name in a package URL is that of the index: lower case, with hyphens.
-        purl = f"pkg:pypi/{re.sub('[-_.]+', '-', name).lower()}@{version(name)}"
-        packages.append({"type": "library", "bom-ref": purl, "name": name, "version": version(name), "purl": purl})
+    for name, version in sorted(_required("m2jlnet[compress]").items()):
+        purl = f"pkg:pypi/{name}@{version}"
+        packages.append({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
     return packages
+
+
+def _required(requirement: str) -> dict[str, str]:
+    """What is installed of a requirement and, recursively, of its own: versions by names."""
+    versions: dict[str, str] = {}
+    followed: set[tuple[str, str]] = set()
+    todo = [Requirement(requirement)]
+    while todo:
+        wanted = todo.pop()
+        # The form of a name in a package URL is that of the index: lower case, with hyphens.
+        name = canonicalize_name(wanted.name)
+        for extra in {"", *wanted.extras} - {extra for there, extra in followed if there == name}:
+            followed.add((name, extra))
+            try:
+                found = distribution(name)
+            except PackageNotFoundError:
+                continue
+            versions[name] = found.version
+            own = map(Requirement, found.requires or ())
+            todo += [each for each in own if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return versions

@@ -2,6 +2,7 @@
 
     done = Stages(out)
     row = done.row("export", depends)               # None: to be done (again); `done.why` says for what reason
+    done.forget()                                   # before its files are touched
     done.keep("export", depends, row, [out / "student-fp32.onnx"])
 
 The list lies in ``stages.json``.  A stage counts as done while what it depends on is the same and its files are as it
@@ -16,15 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.session import write_atomically
+from train.checkpoint import write_text
 
 LIST = "stages.json"
-PRODUCTS = (
-    ".onnx",
-    ".engine",
-    ".cdx.json",
-    "SHA256SUMS",
-)  # what a later run must not find beside its own; no checkpoints
 
 
 def sha256(path: Path) -> str:
@@ -33,7 +28,7 @@ def sha256(path: Path) -> str:
 
 
 class Stages:
-    """The stages of one output folder, in the order in which they are asked for."""
+    """The stages of one output folder, which is there, in the order in which they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,24 +52,22 @@ class Stages:
         return {name for entry in self._kept.values() for name in entry["files"]}
 
     def known(self, stage: str, depends: Mapping[str, Any]) -> bool:
-        """Whether a stage that need not be is done."""
+        """Whether a stage is done."""
         self.why = self._changed(stage, depends)
         if not self.why:
             self._asked.append(stage)
         return not self.why
 
     def row(self, stage: str, depends: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a stage gave, None where it must be done (again); then it and later stages are forgotten."""
-        self.why = self._changed(stage, depends)
-        if not self.why:
-            self._asked.append(stage)
-            row: dict[str, Any] = self._kept[stage]["row"]
-            return row
+        """What a stage gave, None where it must be done (again)."""
+        return self._kept[stage]["row"] if self.known(stage, depends) else None
+
+    def forget(self) -> None:
+        """Forget what has not been asked for: a stage that is to be done anew, and all later ones."""
         kept = {name: entry for name, entry in self._kept.items() if name in self._asked}
         if kept != self._kept:
             self._kept = kept
             self._write()
-        return None
 
     def keep(self, stage: str, depends: Mapping[str, Any], row: dict[str, Any], files: Sequence[Path]) -> None:
         """Note that a stage is done, with the files that it gave, which are in the folder."""
@@ -87,8 +80,7 @@ class Stages:
         self._write()
 
     def _write(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._folder / LIST, json.dumps(self._kept, indent=1) + "\n")
+        write_text(self._folder / LIST, json.dumps(self._kept, indent=1) + "\n")
 
     def _changed(self, stage: str, depends: Mapping[str, Any]) -> str:
         """Why a stage must be done (again), "" if it need not."""

@@ -21,8 +21,9 @@ from train.dataset import EcgData
 from train.metrics import Confusion, auc, best_thresholds
 
 
-def _figure(value: float, digits: int = 4) -> float | None:
-    return round(float(value), digits) if np.isfinite(value) else None  # JSON has no NaN
+def finite(value: float, digits: int = 6) -> float | None:
+    """A figure for JSON, which has no NaN."""
+    return round(float(value), digits) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,17 @@ class Comparison:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
-            "max_logit_error": _figure(self.max_error, 6),
-            "mean_logit_error": _figure(self.mean_error, 6),
+            "max_logit_error": finite(self.max_error),
+            "mean_logit_error": finite(self.mean_error),
             "decisions_changed": self.changed,
-            "macro_auc": _figure(self.auc.mean()),
-            "macro_f1": _figure(self.f1.mean()),
-            "macro_auc_drop": _figure(self.auc_drop.mean()),
-            "macro_f1_drop": _figure(self.f1_drop.mean()),
-            "auc": {label: _figure(a) for label, a in zip(self.labels, self.auc, strict=True)},
-            "f1": {label: _figure(f) for label, f in zip(self.labels, self.f1, strict=True)},
-            "auc_drop": {label: _figure(d) for label, d in zip(self.labels, self.auc_drop, strict=True)},
-            "f1_drop": {label: _figure(d) for label, d in zip(self.labels, self.f1_drop, strict=True)},
+            "macro_auc": finite(self.auc.mean(), 4),
+            "macro_f1": finite(self.f1.mean(), 4),
+            "macro_auc_drop": finite(self.auc_drop.mean(), 4),
+            "macro_f1_drop": finite(self.f1_drop.mean(), 4),
+            "auc": {label: finite(a, 4) for label, a in zip(self.labels, self.auc, strict=True)},
+            "f1": {label: finite(f, 4) for label, f in zip(self.labels, self.f1, strict=True)},
+            "auc_drop": {label: finite(d, 4) for label, d in zip(self.labels, self.auc_drop, strict=True)},
+            "f1_drop": {label: finite(d, 4) for label, d in zip(self.labels, self.f1_drop, strict=True)},
         }
 
 

@@ -104,8 +104,8 @@ class News:
     """Something happened to the link at device time `t_s`.
 
     Attributes:
-        unjudged: first sample and one past the last of a stretch at least as long as a window that held no whole one, so
-            that nobody knows what was in it; None where there was no such stretch.
+        unjudged: first sample and one past the last of a stretch as long as a window or longer that held no whole one,
+            so that nobody knows what was in it; None where there was no such stretch.
     """
 
     t_s: float

@@ -131,3 +131,15 @@ def test_the_commands(m2jl: M2jl, teacher: Path, fp32: Path, tmp_path: Path, mon
     code, _, err = m2jl("export", tmp_path / "none", "--out", path)
     assert code == 2
     assert err.startswith("m2jl: error: there is no checkpoint")
+
+
+def test_the_command_leaves_no_file_without_its_windows(
+    m2jl: M2jl, teacher: Path, fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress.export, "to_onnx", lambda _net: onnx.load(str(fp32)))
+    out = tmp_path / "x.onnx"
+    out.write_bytes(b"earlier")
+    code, _, err = m2jl("export", teacher, "--out", out, "--data", tmp_path / "none")
+    assert code == 2
+    assert err.splitlines() == [f"m2jl: error: there is no folder {tmp_path / 'none'}"]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.onnx", b"earlier")]

@@ -42,7 +42,7 @@ def test_the_file_passes_its_own_test_and_is_the_same_model(made: tuple[Path, Pa
 
 
 def test_windows_are_those_of_recordings_with_every_label(made: tuple[Path, Path], everything: EcgData) -> None:
-    rows = choose_records(everything, WINDOWS, SEED)
+    rows = choose_records(everything, read_model(made[0])[1].labels, WINDOWS, SEED)
     assert everything.targets[rows].any(axis=0).all()
     signal_mv = read_golden(made[0]).signal_mv
     wanted = everything.windows(rows, np.zeros_like(rows))

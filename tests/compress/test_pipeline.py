@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import html
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import compress.export
 import compress.pipeline
 from compress.errors import CompressError, GateFailed
 from compress.pipeline import run_pipeline
@@ -33,6 +35,7 @@ from runtime.model import Model, read_model, sigmoid
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData, load
+from train.errors import TrainError
 from train.evaluate import onnx_logits
 from train.evaluate import score as evaluate
 from train.metrics import best_thresholds
@@ -68,6 +71,24 @@ def few_windows() -> BenchConfig:
 def no_bench(models: list[Path], *_: object) -> list[dict[str, Any]]:
     """For runs whose speed is of no interest: processes take seconds to start."""
     return [{"latency_ms": {"p50": 1.0}, "machine": {"cpu": "a processor"}} for _ in models]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once() -> Iterator[Callable[[Path, Path], object]]:
+    """The exporter takes seconds: a checkpoint that was exported before is not exported again; gives the real one."""
+    real = compress.pipeline.export
+    made: dict[str, bytes] = {}
+
+    def export(checkpoint: Path, path: Path) -> None:
+        key = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        if key not in made:
+            real(checkpoint, path)
+            made[key] = path.read_bytes()
+        path.write_bytes(made[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress.pipeline, "export", export)
+        yield real
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,11 +134,9 @@ def report(out: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def again(out: Path, tmp_path: Path, small: NetConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose student is done; exports are copies of the first one."""
-    exported = (out / "pupil-fp32.onnx").read_bytes()
+    """A folder whose student is done."""
     monkeypatch.setitem(NETS, "small", small)
     monkeypatch.setattr(compress.pipeline, "bench", no_bench)
-    monkeypatch.setattr(compress.pipeline, "export", lambda _checkpoint, path: path.write_bytes(exported))
     shutil.copytree(out / "student", tmp_path / "out" / "student")
     return tmp_path / "out"
 
@@ -250,10 +269,116 @@ class Killed(BaseException):
     """Stands for what ends a process: nothing catches it."""
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill", "export", "quantize", "benchmark", "seal"])
-def test_killed_at_a_stage_and_started_again_it_ends_with_the_same_files(
-    stage: str,
+def test_killed_at_each_stage_and_started_again_it_ends_with_the_same_files(
     out: Path,
+    finished: Path,
+    teacher: Path,
+    mini: Path,
+    cache: Path,
+    recipe_file: Path,
+    exported_once: Callable[[Path, Path], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kills come when a stage's work is done and not yet noted, the worst moment."""
+    recipe = load_recipe(str(recipe_file))
+    shutil.rmtree(finished)
+    keep = Stages.keep
+    for stage in ("teacher", "distill", "export", "quantize", "benchmark", "seal"):
+
+        def killed(self: Stages, name: str, *rest: Any, at: str = stage) -> None:
+            if name == at:
+                (self._folder / f"pupil-fp32.unproven.onnx.{at}.12.partial").write_bytes(b"half")
+                raise Killed
+            keep(self, name, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stages, "keep", killed)
+            if stage == "export":
+                patch.setattr(compress.pipeline, "export", exported_once)
+            with pytest.raises(Killed):
+                run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
+        assert not (finished / "report.json").exists()
+        assert not (finished / "SHA256SUMS").exists() or stage == "seal"
+    run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
+    wanted, given = files_of(out), files_of(finished)
+    assert given.keys() == wanted.keys()
+    for name in ("pupil-fp32.onnx", "pupil-int8.onnx", "SHA256SUMS"):
+        assert given[name] == wanted[name], name
+
+
+def test_a_run_that_is_refused_leaves_a_finished_one_as_it_is(
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path
+) -> None:
+    before = files_of(finished)
+    for settings, folds, says in (
+        (["student.epochs=2"], (), "holds a run with another fit"),
+        ([], (3,), "fold 3 cannot be scored at the end"),
+        ([], (9,), "fold 9 cannot be scored at the end"),
+        ([], (99,), "there is no recording of fold 99"),
+    ):
+        recipe = load_recipe(str(recipe_file), settings)
+        with pytest.raises((CompressError, TrainError), match=says) as caught:
+            run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache, test_folds=folds)
+        assert caught.value.exit_code == 2
+    assert files_of(finished) == before
+
+
+def test_a_label_without_recordings_is_named_before_anything_is_done(
+    tmp_path: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(fold: int, value: float) -> Callable[..., EcgData]:
+        def loaded(root: Path, spec: ModelSpec, folds: list[int], **options: Any) -> EcgData:
+            data = load(root, spec, folds, **options)
+            if fold in folds:
+                data.targets[:, 1] = value
+            return data
+
+        return loaded
+
+    recipe = load_recipe(str(recipe_file), ["student.net=nano"])
+    for fold, value, says in (
+        (8, 0, "none of the 14 recordings to learn from has MI"),
+        (9, 0, "all or none of the 6 recordings to judge by have MI"),
+        (9, 1, "all or none of the 6 recordings to judge by have MI"),
+    ):
+        monkeypatch.setattr(compress.pipeline, "load", without(fold, value))
+        with pytest.raises(CompressError, match=says):
+            run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, tmp_path / "out", cache=cache)
+        assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["stages.json", "pupil-int8.unproven.onnx", "pupil.cdx.json", "report.json"])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    m2jl: M2jl,
+    name: str,
+    again: Path,
+    teacher: Path,
+    mini: Path,
+    cache: Path,
+    recipe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replace_file = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it, without a name
+        replace_file(source, target)
+
+    options = ("--data", mini, "--out", again, "--recipe", recipe_file, "--cache", cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, _, err = m2jl("compress", teacher, *options)
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"m2jl: error: cannot write {again / name}: ")
+    assert "No space left on device" in line
+    assert not list(again.rglob("*.partial"))
+    assert m2jl("compress", teacher, *options)[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_to_and_a_full_one_for_temporary_files(
+    tmp_path: Path,
     finished: Path,
     teacher: Path,
     mini: Path,
@@ -261,30 +386,14 @@ def test_killed_at_a_stage_and_started_again_it_ends_with_the_same_files(
     recipe_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kill comes when a stage's work is done and not yet noted, the worst moment."""
-    shutil.rmtree(finished)
-    (finished / "student").mkdir(parents=True)
-    if stage != "distill":  # the teaching itself has tests of its own
-        shutil.copytree(out / "student", finished / "student", dirs_exist_ok=True)
-    recipe = load_recipe(str(recipe_file))
-    keep = Stages.keep
-
-    def killed(self: Stages, name: str, *rest: Any) -> None:
-        if name == stage:
-            raise Killed
-        keep(self, name, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stages, "keep", killed)
-        with pytest.raises(Killed):
-            run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
-    assert not (finished / "report.json").exists()
-    run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, finished, cache=cache)
-    wanted, given = files_of(out), files_of(finished)
-    assert given.keys() == wanted.keys()
-    for name in ("pupil-fp32.onnx", "pupil-int8.onnx", "SHA256SUMS"):
-        assert given[name] == wanted[name], name
-    assert not [name for name in given if "partial" in name or "unproven" in name]
+    recipe, preset = load_recipe(str(recipe_file)), PRESETS["ptbxl-super"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompressError, match=r"^cannot write to .*file: "):
+        run_pipeline(teacher, recipe, preset, mini, tmp_path / "file", cache=cache)
+    (finished / "pupil-int8.onnx").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**5))
+    with pytest.raises(CompressError, match=r"the disk of .* is full: \d+ MB are needed; TMPDIR names another"):
+        run_pipeline(teacher, recipe, preset, mini, finished, cache=cache)
 
 
 def test_another_recipe_does_only_what_it_changes(
@@ -384,7 +493,6 @@ def test_where_no_layer_may_stay_in_float_the_gate_names_the_worst(
 def test_training_with_rounding_in_the_loop(
     again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(compress.pipeline, "export", compress.export.export)
     calls: list[str] = []
     judge = compress.pipeline.check
 
@@ -411,7 +519,6 @@ def test_training_with_rounding_in_the_loop(
 def test_a_pruned_student_is_smaller(
     again: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compress.pipeline, "export", compress.export.export)
     wide = NetConfig((16, 16, 16, 16), (4, 4, 6, 8), dropout=0.0)
     monkeypatch.setitem(NETS, "small", wide)
     shutil.rmtree(again / "student")
@@ -420,6 +527,13 @@ def test_a_pruned_student_is_smaller(
     stages = report.stages
     assert stages["prune"]["macs"] <= 0.9 * stages["distill"]["macs"]
     assert stages["quantize"]["parameters"] == stages["prune"]["parameters"] < stages["distill"]["parameters"]
+    said: list[str] = []
+    recipe = load_recipe(str(recipe_file), ["prune.share=0.05", "prune.epochs=1", "gate.max_export_error=1e-12"])
+    with pytest.raises(GateFailed, match=r"^export: "):
+        run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, again, cache=cache, say=said.append)
+    assert said[1:4] == ["teacher: done before", "distill: done before", "prune"], "another share is pruned anew"
+    less = read_report(again)["stages"]["prune"]
+    assert stages["prune"]["macs"] < less["macs"] <= 0.95 * stages["distill"]["macs"]
 
 
 def test_an_export_that_is_another_model_is_stopped_and_reported(
@@ -542,7 +656,7 @@ def test_a_student_with_fewer_leads_than_its_teacher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(NETS, "small", small)
-    monkeypatch.setattr(compress.pipeline, "BenchConfig", few_windows)
+    monkeypatch.setattr(compress.pipeline, "bench", no_bench)
     out = tmp_path / "watch"
     options = ("--data", mini, "--cache", cache, "--recipe", recipe_file, "--out", out, "--set", "student.leads=V2,I")
     code, _, err = m2jl("compress", teacher, *options)
@@ -603,6 +717,8 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(
     assert not elsewhere.exists()
     changed = dry(again, "--set", "student.epochs=7", "--set", "distill.temperature=3")["distill"]
     assert "holds another run (epochs 1 there, 7 wanted; temperature 2.0 there, 3.0 wanted)" in changed
+    other = dry(again, "--set", "student.leads=I", "--set", "name=other")["distill"]
+    assert "aVF,V1,V2,V3,V4,V5,V6 there, I wanted; name pupil there, other wanted)" in other
     (again / "pupil-int8.onnx").write_bytes(b"x")
     assert "there already, kept if nothing has changed" in dry(again)["quantize"]
 
@@ -622,6 +738,7 @@ def test_a_dry_run_refuses_what_a_run_would(
     refused("student.net: there is no network 'huge'", "--set", "student.net=huge")
     refused("student.leads: there is no lead V9", "--set", "student.leads=I,V9")
     refused("preset", "--set", "preset=none")
+    refused("fold 8 cannot be scored", "--score-fold", 8)
     (again / "student" / "last.safetensors").write_bytes(b"x")
     refused("is not a readable checkpoint")
 

@@ -70,6 +70,13 @@ def test_a_recipe_by_path_with_defaults_for_the_rest(tmp_path: Path) -> None:
         ("[gate]", "[distill]\ntemperature = 0\n[gate]", "distill.temperature"),
         ("[gate]", '[quantize]\nmethods = ["guess"]\n[gate]', "quantize.methods.0"),
         ("[gate]", "[quantize]\nrecords = 3\n[gate]", "quantize.records"),
+        ("[gate]", "[quantize]\nseed = -1\n[gate]", "quantize.seed"),
+        ("[gate]", "[distill]\nfeatures = inf\n[gate]", "distill.features"),
+        ("epochs = 2", "epochs = 2\nseed = -1", "student.seed"),
+        ("epochs = 2", "epochs = 2\npeak_rate = inf", "student.peak_rate"),
+        ('name = "x"', 'name = "../x"', "name"),
+        ('name = "x"', 'name = "x/y"', "name"),
+        ('name = "x"', 'name = ""', "name"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -43,10 +43,11 @@ def test_models_by_their_sha256(fields: dict[str, Any], fp32: Path, int8: Path) 
 
 def test_packages_with_their_versions(fields: dict[str, Any]) -> None:
     found = {c["name"]: (c["version"], c["purl"]) for c in fields["components"] if c["type"] == "library"}
-    for name in ("torch", "onnx", "onnxruntime", "numpy", "pydantic", "lightning-fabric"):
+    for name in ("torch", "onnx", "onnxruntime", "numpy", "pydantic", "safetensors", "mpmath"):
         assert found[name] == (version(name), f"pkg:pypi/{name}@{version(name)}")
     assert "m2jlnet" in found
     assert "ruff" not in found  # is installed, and has no part in a model
+    assert "pytest" not in found  # is imported as well
 
 
 def test_the_same_models_give_the_same_list(fields: dict[str, Any], fp32: Path, int8: Path, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_what_follows_a_stage_that_is_done_anew_is_forgotten(folder: Path) -> No
     stages = Stages(folder)
     assert stages.files == {"student/best.safetensors", "x.onnx"}
     assert stages.row("distill", {**A, "teacher": "other"}) is None
+    assert len(Stages(folder).files) == 2, "asking alone changes nothing"
+    stages.forget()
     assert stages.files == set()
     assert stages.row("export", B) is None
     assert Stages(folder).row("export", B) is None, "forgotten on disk as well"
@@ -52,7 +54,9 @@ def test_a_stage_done_anew_leaves_those_before_it_alone(folder: Path) -> None:
     stages = Stages(folder)
     assert stages.row("distill", A) is not None
     assert stages.row("export", {"checkpoint": "3"}) is None
+    stages.forget()
     assert Stages(folder).row("distill", A) is not None
+    assert Stages(folder).row("export", B) is None
 
 
 def test_a_stage_that_need_not_be_is_asked_for_without_consequences(folder: Path) -> None:
@@ -65,6 +69,7 @@ def test_a_stage_that_need_not_be_is_asked_for_without_consequences(folder: Path
     assert again.row("distill", A) is not None
     assert again.known("detour", {"x": 1})
     assert again.row("export", {"checkpoint": "3"}) is None
+    again.forget()
     assert Stages(folder).known("detour", {"x": 1}), "what was asked for before stays"
 
 
