@@ -40,7 +40,8 @@ MAX_LOGIT = 1e6
 
 # Largest difference of a logit.  Float kernels differ in the order of sums; int8 ones also in a rounding now and then,
 # which reaches the logits as some hundredths (0.04 on the shipped model for inputs that are off by 1e-5).
-TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.1}
+# Arm cores that compute in half precision are off by up to 0.05 where others convert to float32 and back.
+TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.1}
 
 
 @dataclass(frozen=True, slots=True)

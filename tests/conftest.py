@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 import m2jl as command
+import runtime  # noqa: F401 - before any test imports onnxruntime: it must not report home
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,3 +94,24 @@ def test_heavy_packages_are_imported_within_functions_only(root: Path, package: 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_tests_mirror_the_packages(root: Path, package: str) -> None:
     assert (root / "tests" / package).is_dir()
+
+
+@pytest.mark.parametrize("module", ["runtime.backend", "compress.quantize"])
+def test_onnx_runtime_does_not_report_home(root: Path, tmp_path: Path, module: str) -> None:
+    """Its wheels keep a device id and a queue of events in the user's cache unless told not to before the import."""
+    code = (
+        f"import {module}\nfrom runtime.model import Model, find_model\n"
+        "Model.load(find_model('m2jlnet-ptbxl-super-int8')).warm_up()"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name.lower()]

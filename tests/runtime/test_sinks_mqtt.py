@@ -270,6 +270,7 @@ def test_what_was_confirmed_while_the_disk_was_full_is_not_sent_again(
     wait_until(lambda: sink.counts()["delivered"] == 6)
     assert sink.counts()["waiting"] == 0
     sink.close()
+    wait_until(lambda: len(listener.events()) >= 6)
     assert listener.events() == [float(number) for number in range(6)]
 
 

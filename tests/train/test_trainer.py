@@ -365,12 +365,12 @@ def test_a_full_disk_is_told_by_the_file_and_the_run_goes_on_when_there_is_room(
         full(name)
         save_file(tensors, path, info)
 
-    def text(path: Path, content: str) -> int:
+    def text(path: Path, content: str, **how: Any) -> int:
         if path.name.startswith("last") and '"history"' in content:
             full("last.json")
         elif path.name.startswith("log"):
             full("log.jsonl")
-        return write_text(path, content)
+        return write_text(path, content, **how)
 
     def curves(path: Path, rows: list[dict[str, float]]) -> None:
         full(path.name)
