@@ -135,7 +135,12 @@ def _stream(
             late, delay = result["result_ms"], result["sample_to_alert_ms"]
             typer.echo(
                 f"{Path(row['model']).stem}, {row['backend']}: {result['devices']} devices on one core, "
-                f"{result['windows']} windows, {result['missed']} missed their deadline\n"
+                f"{result['windows']} windows, {result['missed']} missed their deadline"
+            )
+            if not late:
+                typer.echo("  every device had windows dropped: this core does not hold so many")
+                continue
+            typer.echo(
                 f"  from a window's last frame to its result: p50 {late['p50']}, p99 {late['p99']}, "
                 f"worst {late['max']} ms, deadline {result['deadline_ms']:g} ms\n"
                 f"  from its last sample, beyond the filter's delay: p50 {delay['p50']}, p99 {delay['p99']} ms\n"

@@ -54,7 +54,8 @@ class SignalChain:
 
     Attributes:
         delay_s: of the filter.
-        due_input: absolute index (device rate) of the input with which the next window is complete.
+        due_input: absolute index (device rate) of the input with which the next window is complete, or a hop of signal
+            where no window is yet: what many devices need before their first window must not fall due all at once.
 
     Raises:
         runtime.errors.SourceError: the device's rate does not fit the model.
@@ -83,13 +84,14 @@ class SignalChain:
         self._signal_first = first
         self._frames = np.empty((leads, 0, self.spec.bins), np.float32)
         self._frames_first = self._next_frame = -(-first // self._frame_hop) * self._frame_hop
-        self._await_window(-(-first // self._hop) * self._hop)
+        self._next_window = -(-first // self._hop) * self._hop
+        self._wait()
 
     def push(self, x_mv: NDArray[np.floating]) -> list[Window]:
         """Take samples (leads, n) in mV at the device's rate; give the windows that they complete."""
         self._pending.append(x_mv.copy())  # the caller may use its buffer again
         self._next_input += x_mv.shape[1]
-        # Blocks wait until they complete a window: small arrays cost numpy more than they hold.
+        # Blocks wait until they complete a hop: small arrays cost numpy more than they hold.
         return self._advance(self._take_pending()) if self._next_input > self.due_input else []
 
     def flush(self) -> list[Window]:
@@ -103,10 +105,11 @@ class SignalChain:
         self._pending = []
         return self._resampler.push(waiting)[1]
 
-    def _await_window(self, start: int) -> None:
-        """The next window starts at `start`, and is complete with the input `due_input`."""
-        self._next_window = start
-        self.due_input = self._resampler.newest_input(start + self._window - 1)
+    def _wait(self) -> None:
+        """Until `due_input`."""
+        complete = self._next_window + self._window
+        soon = self._signal_first + self._signal.shape[1] + self._hop
+        self.due_input = self._resampler.newest_input(min(complete, soon) - 1)
 
     def _advance(self, fresh: Float32Array) -> list[Window]:
         self._signal = np.concatenate([self._signal, fresh], axis=1)
@@ -115,8 +118,9 @@ class SignalChain:
         windows = []
         while self._next_window + self._window <= end:
             windows.append(self._cut(self._next_window))
-            self._await_window(self._next_window + self._hop)
+            self._next_window += self._hop
         self._forget()
+        self._wait()
         return windows
 
     def _extend_frames(self, end: int) -> None:

@@ -166,3 +166,23 @@ def test_a_real_record_streams_as_it_does_in_one_go(sample: Recording) -> None:
     windows = stream(chain, sample.ecg_mv, [10])
     assert len(windows) == 6
     assert_equals_batch(windows, sample.ecg_mv, 0, sample.rate_hz, spec)
+
+
+def test_signal_before_the_first_window_is_worked_on_hop_by_hop(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to the first window, ten seconds of signal of each of many devices would fall due at once."""
+    chain = SignalChain(spec, 500.0)
+    pushed: list[int] = []
+    push = chain._resampler.push
+
+    def counted(x: np.ndarray) -> tuple[int, np.ndarray]:
+        pushed.append(x.shape[1])
+        return push(x)
+
+    monkeypatch.setattr(chain._resampler, "push", counted)
+    block = np.zeros((len(spec.leads), 10), np.float32)
+    windows = [window for _ in range(round(3 * spec.window_s * 50)) for window in chain.push(block)]
+    assert len(windows) > 3
+    hop = round(spec.hop_s * 500)
+    assert hop <= max(pushed) <= hop + round(2 * chain.delay_s * 500) + 10
