@@ -9,6 +9,8 @@ The two steps are apart because recordings may be mixed (mixup) and gathered fro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,16 +23,16 @@ from train.model import Output
 Parts = dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What a batch is trained for: the wanted values of rows of the training data, and the loss against them."""
 
+    @abstractmethod
     def wanted(self, rows: Tensor) -> Parts:
         """Named float tensors (rows, ...); mixed like the signals where recordings are mixed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, output: Output, wanted: Parts) -> Parts:
         """Named scalar parts; their sum is the loss."""
-        raise NotImplementedError
 
 
 class MultiTask(Objective):
