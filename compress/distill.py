@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from compress.errors import CompressError, RecipeError
 from compress.recipe import Recipe
+from compress.stages import sha256
 from runtime.spec import LEADS_12, ModelSpec
 from train.augment import Augmentation
 from train.checkpoint import load_network
@@ -152,7 +152,7 @@ def distill(
     say("distilling")
     config = fit_config(recipe, noise)
     header = {
-        "teacher_sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
+        "teacher_sha256": sha256(teacher),
         "distill": recipe.distill.model_dump(),
         "records": len(train),
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),

@@ -18,7 +18,6 @@ Limits: rounding of biases (32 bits) is not imitated, and blocks are not skipped
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compress.quantize import choose_records
+from compress.stages import sha256
 from train.checkpoint import load_network
 from train.dataset import EcgData
 from train.frontend import FrontEnd
@@ -239,7 +239,7 @@ def fine_tune(
     """
     net, _ = load_network(source)
     header = {
-        "tuned_from_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "tuned_from_sha256": sha256(source),
         "qat": {"records": records, "percentile": percentile},
         **(info or {}),
     }

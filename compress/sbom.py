@@ -9,7 +9,6 @@ has imported, for a run that was resumed imports less and must end with the same
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from compress.stages import sha256
 from runtime.model import read_model
 from train.checkpoint import write_text
 
@@ -46,11 +46,7 @@ def write_sbom(path: Path, name: str, models: Sequence[Path]) -> None:
 
 def write_checksums(path: Path, files: Sequence[Path]) -> None:
     """Write the SHA-256 of files in the same folder, as `sha256sum` reads them."""
-    write_text(path, "".join(f"{_sha256(file)}  {file.name}\n" for file in files))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    write_text(path, "".join(f"{sha256(file)}  {file.name}\n" for file in files))
 
 
 def _model(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         RecordingError,
     )
     from firmware_bridge.protocol import Frame
-    from firmware_bridge.recording import Recording, read_recording
+    from firmware_bridge.recording import RecordFile, Recording, read_recording
 
 # Imported when first asked for (PEP 562): `m2jl --help` must not wait for numpy and pyserial.
 _HOME = {
@@ -46,6 +46,7 @@ _HOME = {
     "NoDevice": "errors",
     "PortError": "errors",
     "ProtocolError": "errors",
+    "RecordFile": "recording",
     "Recording": "recording",
     "RecordingError": "errors",
     "read_recording": "recording",
@@ -65,6 +66,7 @@ __all__ = [
     "NoDevice",
     "PortError",
     "ProtocolError",
+    "RecordFile",
     "Recording",
     "RecordingError",
     "read_recording",

@@ -3,6 +3,9 @@
     recording = read_recording("records500/00000/00008_hr")
     recording.ecg_mv.shape == (len(recording.leads), recording.samples)
 
+    record = RecordFile("ward/patch_12")                        # a stretch at a time
+    record.read(0, 30_000).shape == (len(record.leads), 30_000)
+
 Reads WFDB records (a `.hea` header and its signal file). Needs the extra `m2jlnet[wfdb]`; nothing else in
 this package does.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +24,8 @@ from firmware_bridge.errors import RecordingError
 
 MAX_RATE_HZ = 32_000.0
 """Twice what the fastest converters for biopotentials offer."""
-WFDB_SUFFIXES = (".hea", ".dat", ".mat")
-LEAD_NAMES = {
+_WFDB_SUFFIXES = (".hea", ".dat", ".mat")
+_LEAD_NAMES = {
     name.lower(): name for name in ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 }
 _MV_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "nv": 1e-6, "v": 1e3}
@@ -78,39 +82,85 @@ class Recording:
         return Recording(self.name, leads, self.rate_hz, self.ecg_mv[list(rows)], self.comments)
 
 
+class RecordFile:
+    """A WFDB record on disk, read a stretch at a time: a day of it is gigabytes, and must not be in memory at once.
+
+    Samples that the record has no value for are NaN.  A record whose header states no length is read whole.
+
+    Args:
+        path: the record, with or without its suffix.
+
+    Attributes:
+        leads: in the order of the rows, the twelve standard ones spelled I, II, III, aVR, aVL, aVF, V1 to V6.
+        samples: per lead.
+
+    Raises:
+        RecordingError: missing, damaged, no ECG, or wfdb is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        record = Path(path)
+        record = record.with_suffix("") if record.suffix in _WFDB_SUFFIXES else record
+        self._path, self._record = path, record
+        self._header = record.parent / f"{record.name}.hea"
+        if not self._header.is_file():
+            raise RecordingError(f"{path}: no recording there, {self._header} does not exist")
+        try:
+            import wfdb
+        except ImportError as error:
+            raise RecordingError('reading a recording needs wfdb: pip install "m2jlnet[wfdb]"') from error
+        self._wfdb = wfdb
+        self._whole: NDArray[np.float32] | None = None
+        length: int | None = self._call(wfdb.rdheader).sig_len
+        first = self._call(wfdb.rdrecord, sampfrom=0, sampto=None if length is None else min(length, 1))
+        if first.p_signal is None or not first.p_signal.size:
+            raise RecordingError(f"{path}: the record holds no signal")
+        units = zip(first.sig_name, first.units, strict=True)
+        self._mv_per_unit = np.array([_mv_per_unit(path, name, unit) for name, unit in units])
+        self.name = record.name
+        self.leads = tuple(_LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in first.sig_name)
+        self.comments = tuple(first.comments)
+        self.rate_hz = float(first.fs)
+        if not self.rate_hz > 0:
+            raise RecordingError(f"{path}: a rate of {self.rate_hz} Hz")
+        if length is None:
+            self._whole = self._in_mv(first)
+        self.samples: int = len(first.p_signal) if length is None else length
+
+    def read(self, first: int, end: int) -> NDArray[np.float32]:
+        """(leads, end - first) in mV, fewer at the end of the record; NaN where it has no value.
+
+        Raises:
+            RecordingError: damaged.
+        """
+        end = min(end, self.samples)
+        if self._whole is not None:
+            return self._whole[:, first:end]
+        return self._in_mv(self._call(self._wfdb.rdrecord, sampfrom=first, sampto=end))
+
+    def _in_mv(self, read: Any) -> NDArray[np.float32]:
+        return np.ascontiguousarray((read.p_signal * self._mv_per_unit).T, dtype=np.float32)
+
+    def _call(self, function: Any, **arguments: int | None) -> Any:
+        try:
+            return function(str(self._record), **arguments)
+        except FileNotFoundError as error:
+            raise RecordingError(
+                f"{self._path}: {self._header} names a signal file that does not exist: {error.filename}"
+            ) from error
+        except Exception as error:  # wfdb fails on damaged files with whatever its parser hits
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RecordingError(f"{self._path}: damaged, cut short or not a WFDB record ({reason})") from error
+
+
 def read_recording(path: str | Path) -> Recording:
     """Read a WFDB record, named with or without its suffix; `RecordingError` says in one line what is
     wrong."""
-    record = Path(path)
-    if record.suffix in WFDB_SUFFIXES:
-        record = record.with_suffix("")
-    header = record.parent / f"{record.name}.hea"
-    if not header.is_file():
-        raise RecordingError(f"{path}: no recording there, {header} does not exist")
-    try:
-        import wfdb
-    except ImportError as error:
-        raise RecordingError('reading a recording needs wfdb: pip install "m2jlnet[wfdb]"') from error
-    try:
-        read = wfdb.rdrecord(str(record))
-    except FileNotFoundError as error:
-        raise RecordingError(f"{path}: {header} names a signal file that does not exist: {error.filename}") from error
-    except Exception as error:  # wfdb fails on damaged files with whatever its parser hits
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RecordingError(f"{path}: damaged, cut short or not a WFDB record ({reason})") from error
-    if read.p_signal is None or not read.p_signal.size:
-        raise RecordingError(f"{path}: the record holds no signal")
-    scale = np.array([mv_per_unit(path, name, unit) for name, unit in zip(read.sig_name, read.units, strict=True)])
-    return Recording(
-        name=record.name,
-        leads=tuple(LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in read.sig_name),
-        rate_hz=float(read.fs),
-        ecg_mv=np.ascontiguousarray((read.p_signal * scale).T, dtype=np.float32),
-        comments=tuple(read.comments),
-    )
+    record = RecordFile(path)
+    return Recording(record.name, record.leads, record.rate_hz, record.read(0, record.samples), record.comments)
 
 
-def mv_per_unit(path: str | Path, name: str, unit: str) -> float:
+def _mv_per_unit(path: str | Path, name: str, unit: str) -> float:
     try:
         return _MV_PER_UNIT[unit.strip().lower()]
     except KeyError:

@@ -21,9 +21,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from firmware_bridge import Block, Device, LinkChange
+from firmware_bridge import Block, Device, LinkChange, RecordFile
 from runtime.errors import SourceError
-from runtime.wfdb_file import RecordFile
 
 FILE_BLOCK_S = 0.1
 PIECE_BLOCKS = 600  # a minute of a recording: 12 leads at 500 Hz take 1.5 MB
