@@ -35,6 +35,7 @@ from typing import Any
 from runtime.cuda import Gpu
 from runtime.errors import ModelError, OptionError
 from runtime.onnx_file import OnnxFile
+from runtime.session import write_atomically
 from runtime.spec import ModelSpec
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
@@ -377,13 +378,8 @@ def cached_engine(
 def save_engine(engine: Engine, path: Path) -> None:
     """Write an engine, and beside it as .json what it depends on; each file appears whole or not at all."""
     header = {**asdict(engine.key), "engine_sha256": hashlib.sha256(engine.data).hexdigest()}
-    for target, data in ((path, engine.data), (_sidecar(path), json.dumps(header, indent=1).encode() + b"\n")):
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_atomically(path, engine.data)
+    write_atomically(_sidecar(path), json.dumps(header, indent=1) + "\n")
 
 
 def _sidecar(path: Path) -> Path:
