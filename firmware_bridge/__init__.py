@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from firmware_bridge.blocks import Block, BlockAssembler
+    from firmware_bridge.blocks import Block, BlockAssembler, join_mv
     from firmware_bridge.decoder import Decoder
     from firmware_bridge.device import Device, DeviceStats, LinkChange
     from firmware_bridge.errors import (
@@ -49,6 +49,7 @@ _HOME = {
     "RecordFile": "recording",
     "Recording": "recording",
     "RecordingError": "errors",
+    "join_mv": "blocks",
     "read_recording": "recording",
 }
 
@@ -69,6 +70,7 @@ __all__ = [
     "RecordFile",
     "Recording",
     "RecordingError",
+    "join_mv",
     "read_recording",
 ]
 

@@ -6,17 +6,17 @@
 
 No port and no clock in here, so a test can push whatever it likes. Samples are never invented: what was lost
 is a number on the next block. Positions come from the device's own sample clock, the tick, so a gap is exact.
-What arrived together is converted together, which is several times faster than a frame at a time.
+Counts become millivolts when they are first asked for: whoever takes a second of blocks at a time has them converted
+together by `join_mv`, at a fraction of the cost of a frame at a time.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,23 +30,92 @@ is behind by no more and its samples fill a gap; otherwise the device's clock it
 where the firmware has nothing random for a boot id."""
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that would make it six times as expensive, for every frame
 class Block:
-    """Consecutive samples of all leads."""
+    """Consecutive samples of all leads.
 
-    first_sample: int
-    """Index of the first sample on the device's clock, since its boot."""
-    ecg_mv: NDArray[np.float32]
-    """(leads, samples)"""
-    lead_off: NDArray[np.bool_]
-    """(leads,), read-only: the electrode had no contact at some time in this block."""
-    saturated: NDArray[np.bool_]
-    """(leads,), read-only: the converter was at its limit at some time in this block."""
-    missing_samples: int
-    """Samples per lead that were lost right before this block."""
-    restarted: bool
-    """The device booted since the last block: `first_sample` starts anew, and how much time passed is
-    unknown."""
+    Attributes:
+        first_sample: index of the first sample on the device's clock, since its boot.
+        samples: per lead.
+        lead_off: (leads,), read-only: the electrode had no contact at some time in this block.
+        saturated: (leads,), read-only: the converter was at its limit at some time in this block.
+        flagged: some lead is off or saturated.
+        missing_samples: per lead, that were lost right before this block.
+        restarted: the device booted since the last block: `first_sample` starts anew, and how much time passed is
+            unknown.
+    """
+
+    __slots__ = (
+        "_counts",
+        "_ecg_mv",
+        "_mv_per_count",
+        "first_sample",
+        "flagged",
+        "lead_off",
+        "missing_samples",
+        "restarted",
+        "samples",
+        "saturated",
+    )
+
+    _counts: Samples | None
+    _ecg_mv: NDArray[np.float32] | None
+    _mv_per_count: float
+
+    def __init__(
+        self,
+        first_sample: int,
+        ecg_mv: NDArray[np.float32],
+        lead_off: NDArray[np.bool_],
+        saturated: NDArray[np.bool_],
+        missing_samples: int,
+        restarted: bool,
+    ) -> None:
+        """A block of millivolts (leads, samples)."""
+        self.first_sample, self.samples = first_sample, ecg_mv.shape[1]
+        self.lead_off, self.saturated = lead_off, saturated
+        self.flagged = bool(lead_off.any() or saturated.any())
+        self.missing_samples, self.restarted = missing_samples, restarted
+        self._ecg_mv, self._counts, self._mv_per_count = ecg_mv, None, 0.0
+
+    @classmethod
+    def of_counts(
+        cls, first_sample: int, counts: Samples, mv_per_count: float, missing_samples: int, restarted: bool
+    ) -> Self:
+        """A block of what a converter counted."""
+        block = cls.__new__(cls)  # nearly every frame becomes one: no array is made or looked at for it
+        block.first_sample, block.samples = first_sample, counts.samples
+        block.lead_off = _flags(counts.lead_off, counts.leads)
+        block.saturated = _flags(counts.saturated, counts.leads)
+        block.flagged = (counts.lead_off | counts.saturated) != 0
+        block.missing_samples, block.restarted = missing_samples, restarted
+        block._ecg_mv, block._counts, block._mv_per_count = None, counts, mv_per_count
+        return block
+
+    @property
+    def ecg_mv(self) -> NDArray[np.float32]:
+        """(leads, samples) mV."""
+        if self._ecg_mv is None:
+            assert self._counts is not None
+            self._ecg_mv = _millivolts([self._counts], self._mv_per_count)
+        return self._ecg_mv
+
+
+def join_mv(blocks: Sequence[Block]) -> NDArray[np.float32]:
+    """The millivolts of one block or more, (leads, samples of all of them); of one device, one after another."""
+    first = blocks[0]
+    counts = [block._counts for block in blocks if block._counts is not None]
+    if (
+        len(counts) == len(blocks)
+        and all(block._mv_per_count == first._mv_per_count for block in blocks)
+        and len({(each.leads, each.bytes_per_sample) for each in counts}) == 1
+    ):
+        return _millivolts(counts, first._mv_per_count)
+    return np.concatenate([block.ecg_mv for block in blocks], axis=1)
+
+
+def _millivolts(alike: Sequence[Samples], mv_per_count: float) -> NDArray[np.float32]:
+    """(leads, samples) of frames that have the same leads and bytes per sample."""
+    return (unpack_counts(alike) * mv_per_count).astype(np.float32)
 
 
 @dataclass(slots=True)
@@ -70,12 +139,6 @@ class AssemblerStats:
     restarts: int = 0
 
 
-_Form = tuple[int, int, int, int]
-"""Leads, samples, bytes per sample, gain: frames that have it in common are converted together."""
-_Accepted = tuple[_Form, int, Samples, int, bool]
-"""New samples before they are converted: form, first sample, samples, how many are missing before, restarted."""
-
-
 class BlockAssembler:
     """Follows one device: learns from INFO what the samples mean, and turns SAMPLES frames into blocks."""
 
@@ -92,28 +155,23 @@ class BlockAssembler:
 
     def push(self, frame: Frame) -> Block | None:
         """Take the next frame of any type; return a block if it brings new samples."""
-        return next(iter(self.push_all((frame,))), None)
-
-    def push_all(self, frames: Iterable[Frame]) -> list[Block]:
-        """Take the next frames of any type; return a block for each of those that bring new samples."""
-        accepted = [piece for frame in frames if (piece := self._take(frame)) is not None]
-        return [block for _, alike in groupby(accepted, itemgetter(0)) for block in _convert(list(alike))]
-
-    def _take(self, frame: Frame) -> _Accepted | None:
         message = frame.message
-        accepted: _Accepted | None = None
         if isinstance(message, Samples):
-            accepted = self._accept(frame, message)
-        elif isinstance(message, Info):
+            return self._accept(frame, message)
+        if isinstance(message, Info):
             self._learn(message, frame)
-        elif isinstance(message, Status) and self.info is not None and message.boot_id == self.info.boot_id:
+        elif not isinstance(message, Status):
+            self._without_boot_id += 1
+        elif self.info is not None and message.boot_id == self.info.boot_id:
             self._number(frame)
             if not message.streaming:
                 # The tick of the end shows whether the last frames before it were lost.
                 self._expect(frame.tick)
-        elif not isinstance(message, Status):
-            self._without_boot_id += 1
-        return accepted
+        return None
+
+    def push_all(self, frames: Iterable[Frame]) -> list[Block]:
+        """Take the next frames of any type; return a block for each of those that bring new samples."""
+        return [block for frame in frames if (block := self.push(frame)) is not None]
 
     def _learn(self, info: Info, frame: Frame) -> None:
         if self.info is None:
@@ -154,7 +212,7 @@ class BlockAssembler:
             self._gaps.append(range(self._expected_tick, tick))
             self._expected_tick = tick
 
-    def _accept(self, frame: Frame, samples: Samples) -> _Accepted | None:
+    def _accept(self, frame: Frame, samples: Samples) -> Block | None:
         info, stats, tick = self.info, self.stats, frame.tick
         count = samples.samples
         if info is None or samples.boot_id != info.boot_id:
@@ -177,30 +235,12 @@ class BlockAssembler:
         if tick > self._expected_tick:
             self._expect(tick)
         self._recent.append(frame)
-        form = (samples.leads, count, samples.bytes_per_sample, info.gain_nv_per_count)
-        accepted = form, tick, samples, self._missing_samples, self._restarted
+        block = Block.of_counts(tick, samples, info.gain_nv_per_count * 1e-6, self._missing_samples, self._restarted)
         stats.samples_received += count
         self._expected_tick = tick + count
         self._missing_samples = 0
         self._restarted = False
-        return accepted
-
-
-def _convert(alike: list[_Accepted]) -> list[Block]:
-    """Blocks from samples of the same form."""
-    (*_, gain_nv), *_ = alike[0]
-    ecg_mv = (unpack_counts([samples for _, _, samples, _, _ in alike]) * (gain_nv * 1e-6)).astype(np.float32)
-    return [
-        Block(
-            first_sample,
-            part_mv,
-            _flags(samples.lead_off, samples.leads),
-            _flags(samples.saturated, samples.leads),
-            missing_samples,
-            restarted,
-        )
-        for part_mv, (_, first_sample, samples, missing_samples, restarted) in zip(ecg_mv, alike, strict=True)
-    ]
+        return block
 
 
 @lru_cache(maxsize=64)  # nearly always the same few: all electrodes are on, or one is off

@@ -47,15 +47,17 @@ def decode(stuffed: bytes) -> bytes:
         raise FrameError(DropReason.FRAMING, "COBS: no bytes")
     if 0 in stuffed:
         raise FrameError(DropReason.FRAMING, "COBS: a zero byte inside")
-    # Every code but the first stands where a zero was, so it becomes one. This loop is most of what decoding costs.
+    # Every code but the first stands where a zero was, so it becomes one. This loop is most of what decoding costs: it
+    # leaves the question whether it is at the end to the byte array, which asks it anyway.
     plain = bytearray(stuffed)
     position, end = 0, len(stuffed)
-    while position < end:
-        code = stuffed[position]
-        plain[position] = 0
-        position += code
-    if position > end:
-        raise FrameError(DropReason.FRAMING, f"COBS: cut short, {position - end} bytes are missing")
+    try:
+        while True:
+            position += stuffed[position]
+            plain[position] = 0
+    except IndexError:
+        if position > end:
+            raise FrameError(DropReason.FRAMING, f"COBS: cut short, {position - end} bytes are missing") from None
     # Up to 509 bytes, every run that can be full covers the middle: a zero there means that none is.
     if end > _FULL_RUN + 1 and plain.find(0, end - _FULL_RUN - 1, _FULL_RUN + 1) < 0:
         _close_up(plain)

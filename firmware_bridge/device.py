@@ -406,7 +406,7 @@ class Device:
             if any(block.restarted for block in blocks):
                 self._clock.restart()
             last = blocks[-1]
-            self._clock.add(last.first_sample + last.ecg_mv.shape[1], arrival_s)
+            self._clock.add(last.first_sample + last.samples, arrival_s)
 
     def _handle(self, frame: Frame) -> None:
         match frame.message:

@@ -228,8 +228,7 @@ class Samples:
 
     def counts(self) -> NDArray[np.int32]:
         """The counts, signed, (leads, samples)."""
-        counts: NDArray[np.int32] = unpack_counts([self])[0]
-        return counts
+        return unpack_counts([self])
 
     def encode(self) -> bytes:
         fixed = (self.boot_id, self.lead_off, self.saturated, self.leads, self.samples, self.bytes_per_sample)
@@ -246,12 +245,12 @@ class Samples:
 
 
 def unpack_counts(alike: Sequence[Samples]) -> NDArray[np.int32]:
-    """The counts of several frames, signed, (frames, leads, samples). They must have the same leads, samples and
-    bytes per sample; a read's worth at once costs little more than one alone."""
-    leads, samples, width = alike[0].leads, alike[0].samples, alike[0].bytes_per_sample
+    """The counts of one frame or more, one after another, signed, (leads, samples of all of them). They must have the
+    same leads and bytes per sample; a second's worth at once costs little more than one alone."""
+    leads, width = alike[0].leads, alike[0].bytes_per_sample
     # Four bytes that end where a count ends: the count is in the upper ones, and a shift extends its sign.
-    padded = bytes(4 - width) + b"".join([each.data for each in alike])
-    shape, strides = (len(alike), leads, samples), (leads * samples * width, width, width * leads)
+    padded = b"".join([bytes(4 - width), *[each.data for each in alike]])
+    shape, strides = (leads, (len(padded) + width - 4) // (leads * width)), (width, leads * width)
     wide: NDArray[np.int32] = np.ndarray(shape, "<i4", padded, strides=strides)
     return np.right_shift(wide, 8 * (4 - width), order="C")
 

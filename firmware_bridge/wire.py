@@ -118,7 +118,7 @@ class WireWatch:
         with self._lock:
             if self._began_s is None:
                 self._began_s = arrival_s
-            count = block.ecg_mv.shape[1]
+            count = block.samples
             self._recent.append((arrival_s, stats.samples_received, stats.bytes_received))
             while self._recent[0][0] < arrival_s - _RATE_SPAN_S:
                 self._recent.popleft()

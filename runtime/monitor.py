@@ -18,11 +18,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firmware_bridge import Block, join_mv
 from runtime.alerts import AlertPolicy, AlertRules, LabelState
 from runtime.chain import SignalChain, Window
 from runtime.events import Event, Kind
@@ -33,23 +34,6 @@ from runtime.quality import MAINS_MV, InputCheck, judge
 TOO_MANY_GAPS = {"stream": "gaps leave no whole window"}
 KEPT_LATENCIES = 20_000  # the last five hours at a hop of one second; a day of them is megabytes
 OVERRUN = {"gateway": "too slow, windows dropped"}  # fault of windows that were given up
-
-
-class SampleBlock(Protocol):
-    """What the monitor needs of a block; `firmware_bridge.Block` is one."""
-
-    @property
-    def first_sample(self) -> int: ...
-    @property
-    def ecg_mv(self) -> NDArray[np.float32]: ...
-    @property
-    def lead_off(self) -> NDArray[np.bool_]: ...
-    @property
-    def saturated(self) -> NDArray[np.bool_]: ...
-    @property
-    def missing_samples(self) -> int: ...
-    @property
-    def restarted(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -164,7 +148,7 @@ class Monitor:
         self._warnings: dict[str, str] = {}
         self._expected: int | None = None
         self._judged_to: int | None = None  # end of the last window, or where the stream began
-        self._blocks: list[NDArray[np.float32]] = []
+        self._blocks: list[Block] = []
         self.stats = MonitorStats()
 
     @property
@@ -177,26 +161,26 @@ class Monitor:
         """What is wrong with the last window, by lead; empty if nothing is."""
         return self._faults
 
-    def push(self, block: SampleBlock) -> list[Event]:
+    def push(self, block: Block) -> list[Event]:
         """Take the next block; give what it led to."""
-        return self._carry_through(self.take(block))
+        steps = self.take(block)
+        return self._carry_through(steps) if steps else []
 
     def finish(self) -> list[Event]:
         """The stream is over: give what its last windows led to.  Open alerts stay open."""
         return self._carry_through(self.take_rest())
 
-    def take(self, block: SampleBlock) -> list[Step]:
+    def take(self, block: Block) -> list[Step]:
         """The first half of `push`: the windows that a block completes, and what happened before and between them."""
         steps: list[Step] = []
-        count = block.ecg_mv.shape[1]
-        if self._expected is None or block.restarted or block.first_sample != self._expected:
+        if block.first_sample != self._expected or block.restarted:
             steps = self._begin_segment(block)
-        self._expected = block.first_sample + count
-        self.stats.samples += count
-        if np.count_nonzero(block.lead_off) or np.count_nonzero(block.saturated):  # any() takes three times as long
+        self._expected = block.first_sample + block.samples
+        self.stats.samples += block.samples
+        if block.flagged:
             flags = (self._derivation.spread(block.lead_off), self._derivation.spread(block.saturated))
             self._flags.append((block.first_sample, self._expected, *flags))
-        self._blocks.append(block.ecg_mv)
+        self._blocks.append(block)
         # Blocks wait until they complete a window: small arrays cost numpy more than they hold.
         if self._expected > self._chain.due_input:
             began_s = time.perf_counter()
@@ -212,7 +196,7 @@ class Monitor:
         """Send the blocks that wait through the chain."""
         if not self._blocks:
             return []
-        ecg_mv = np.concatenate(self._blocks, axis=1)
+        ecg_mv = join_mv(self._blocks)
         self._blocks.clear()
         self._input.push(ecg_mv)
         return self._chain.push(self._derivation.apply(ecg_mv))
@@ -253,7 +237,7 @@ class Monitor:
             )
         return events
 
-    def _begin_segment(self, block: SampleBlock) -> list[Step]:
+    def _begin_segment(self, block: Block) -> list[Step]:
         """End the segment before, say why, and start one at this block."""
         steps = self.take_rest()
         t_s = block.first_sample / self.rate_hz

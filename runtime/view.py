@@ -29,12 +29,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from firmware_bridge import Block
 from firmware_bridge.wire import strip
 from runtime.events import Event
 from runtime.model import Model
 from runtime.monitor import Monitor
 from runtime.session import percentiles_ms
-from runtime.sinks.base import Origin, Samples
+from runtime.sinks.base import Origin
 from runtime.sources import Source
 
 EVERY_S = 0.25
@@ -122,7 +123,7 @@ class View:
         with self._lock:
             self._recent.append(event)
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         """See `runtime.sinks.BlockSink`."""
         row = origin.leads.index(PREFERRED_LEAD) if PREFERRED_LEAD in origin.leads else 0
         samples = block.ecg_mv[row]

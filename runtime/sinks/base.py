@@ -17,9 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from firmware_bridge import Block
 from runtime.errors import SinkError
 from runtime.events import Event
 
@@ -49,17 +47,6 @@ class Origin:
     step_mv: float
 
 
-class Samples(Protocol):
-    """What sinks need of a block; `firmware_bridge.Block` is one."""
-
-    @property
-    def first_sample(self) -> int: ...
-    @property
-    def ecg_mv(self) -> NDArray[np.float32]: ...
-    @property
-    def restarted(self) -> bool: ...
-
-
 class Sink(Protocol):
     """Takes events, one at a time."""
 
@@ -76,7 +63,7 @@ class Sink(Protocol):
 class BlockSink(Protocol):
     """A sink that also takes samples."""
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         """Take the next block of a device; blocks and events come in the order in which they arose."""
         ...
 

@@ -22,8 +22,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from firmware_bridge import Block
 from runtime.events import Event
-from runtime.sinks.base import BlockSink, BusySink, CountingSink, Origin, Samples, Sink, SinkGone
+from runtime.sinks.base import BlockSink, BusySink, CountingSink, Origin, Sink, SinkGone
 
 log = logging.getLogger("runtime")
 
@@ -36,7 +37,7 @@ POLL_S = 0.02
 SAY_AFTER_S = 1.0
 MOST_SAID = 10  # different errors of one sink that are logged; all are counted
 
-Item = Event | tuple[Origin, Samples]
+Item = Event | tuple[Origin, Block]
 
 
 class Outlet:
@@ -216,13 +217,13 @@ class Outlet:
         if isinstance(item, Event):
             self._written += 1
         else:
-            self._samples_written += item[1].ecg_mv.shape[1]
+            self._samples_written += item[1].samples
 
     def _drop(self, item: Item) -> None:
         if isinstance(item, Event):
             self._dropped += 1
         else:
-            self._samples_dropped += item[1].ecg_mv.shape[1]
+            self._samples_dropped += item[1].samples
 
     def _drop_queued(self) -> None:
         for queue in (self._events, self._blocks):
@@ -258,7 +259,7 @@ class Delivery:
             outlet.put(event, self._patience_s, lambda: self._hurried)
         self._check_that_one_listens()
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         """Hand a block to the queues of the sinks that keep samples."""
         for outlet in self._outlets:
             if outlet.takes_blocks:

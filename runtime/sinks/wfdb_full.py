@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from firmware_bridge import Block
 from runtime.events import Event
 from runtime.session import write_atomically
-from runtime.sinks.base import Origin, Samples, Sink, identifier
+from runtime.sinks.base import Origin, Sink, identifier
 from runtime.sinks.wfdb_format import ANNOTATOR, BYTES_PER_SAMPLE, annotation_file, encode, header, missing, to_counts
 from runtime.sinks.wfdb_strips import make_folder
 
@@ -83,10 +84,10 @@ class RecordSink:
         write_atomically(segment.path.with_suffix(f".{ANNOTATOR}"), annotation_file(notes))
         segment.notes = notes
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         """See `BlockSink`."""
         segment = self._segments.get(origin.device)
-        count = block.ecg_mv.shape[1]
+        count = block.samples
         if segment is not None:
             gap = block.first_sample - segment.end
             too_long = not 0 <= gap <= LONGEST_GAP_S * origin.rate_hz
@@ -106,8 +107,8 @@ class RecordSink:
         while self._segments:
             self._finish(self._segments.popitem()[1])
 
-    def _begin(self, origin: Origin, block: Samples) -> Segment:
-        start = datetime.now(UTC) - timedelta(seconds=block.ecg_mv.shape[1] / origin.rate_hz)
+    def _begin(self, origin: Origin, block: Block) -> Segment:
+        start = datetime.now(UTC) - timedelta(seconds=block.samples / origin.rate_hz)
         while True:
             self._number += 1
             path = self._folder / f"{identifier(origin.device)}_{start:%Y%m%dT%H%M%S}_{self._number:04d}.hea"

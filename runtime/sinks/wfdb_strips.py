@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from firmware_bridge import Block
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.session import write_atomically
-from runtime.sinks.base import Origin, Samples, Sink, identifier, path_of
+from runtime.sinks.base import Origin, Sink, identifier, path_of
 from runtime.sinks.wfdb_format import ANNOTATOR, annotation_file, encode, header, missing, to_counts
 
 URLS = ("wfdb:FOLDER",)
@@ -44,7 +45,7 @@ class History:
     """What is kept of one device: its latest blocks and alerts, and the strips that wait."""
 
     origin: Origin | None = None
-    blocks: deque[Samples] = field(default_factory=deque)
+    blocks: deque[Block] = field(default_factory=deque)
     notes: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=1000))
     strips: list[Strip] = field(default_factory=list)
     end: int = 0
@@ -71,7 +72,7 @@ class StripSink:
             start, end = event.t_device_s - BEFORE_S, event.t_device_s + AFTER_S
             history.strips.append(Strip(event, round(start * rate_hz), round(end * rate_hz)))
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         """See `BlockSink`."""
         history = self._devices.setdefault(origin.device, History())
         history.origin = origin
@@ -81,14 +82,14 @@ class StripSink:
                 history.blocks.clear()
                 history.notes.clear()
             history.blocks.append(block)
-            history.end = block.first_sample + block.ecg_mv.shape[1]
+            history.end = block.first_sample + block.samples
         while history.strips and history.strips[0].end <= history.end:
             self._save(history, history.strips[0])
             del history.strips[0]
         keep = history.end - round((BEFORE_S + LATE_S) * origin.rate_hz)
         if history.strips:
             keep = min(keep, history.strips[0].start)
-        while history.blocks[0].first_sample + history.blocks[0].ecg_mv.shape[1] <= keep:
+        while history.blocks[0].first_sample + history.blocks[0].samples <= keep:
             history.blocks.popleft()
 
     def counts(self) -> dict[str, int]:
@@ -111,12 +112,12 @@ class StripSink:
         found = [
             block
             for block in history.blocks
-            if block.first_sample < strip.end and block.first_sample + block.ecg_mv.shape[1] > strip.start
+            if block.first_sample < strip.end and block.first_sample + block.samples > strip.start
         ]
         if not found:
             return
         start = max(strip.start, found[0].first_sample)
-        end = min(strip.end, found[-1].first_sample + found[-1].ecg_mv.shape[1])
+        end = min(strip.end, found[-1].first_sample + found[-1].samples)
         counts = missing(end - start, len(origin.leads))
         for block in found:
             first = max(0, start - block.first_sample)

@@ -1,13 +1,11 @@
 """Every sample sent is received or counted as missing, whatever is lost, repeated or restarted."""
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.blocks import Block, BlockAssembler
+from firmware_bridge.blocks import Block, BlockAssembler, join_mv
 from firmware_bridge.errors import RecordingError
 from firmware_bridge.messages import Info, Log, LogLevel, Samples, Status, StopReason
 from firmware_bridge.protocol import Frame
@@ -15,6 +13,7 @@ from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 
 RATE_HZ = 250.0
+TOLD = ("first_sample", "samples", "ecg_mv", "lead_off", "saturated", "flagged", "missing_samples", "restarted")
 
 
 def stream(samples: int, boot_id: int = 1, seed: int = 0) -> list[Frame]:
@@ -37,8 +36,8 @@ def push_all(frames: list[Frame]) -> tuple[list[Block], BlockAssembler]:
     assert together.stats == assembler.stats
     assert len(at_once) == len(blocks)
     for one, other in zip(at_once, blocks, strict=True):
-        for field in fields(Block):
-            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+        for name in TOLD:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     return blocks, assembler
 
 
@@ -218,3 +217,60 @@ def test_more_leads_than_the_protocol_has_are_refused() -> None:
     names = tuple(f"X{n}" for n in range(17))
     with pytest.raises(RecordingError, match="17 leads"):
         VirtualDevice(Recording("many", names, RATE_HZ, np.zeros((17, 5), np.float32)))
+
+
+def counted(samples: int, seed: int, width: int = 3, gain: float = 5e-5, leads: int = 2) -> Block:
+    """A block as it comes off the wire, of counts up to the converter's limits."""
+    limit = 1 << (8 * width - 1)
+    counts = np.random.default_rng(seed).integers(-limit, limit, (leads, samples), dtype=np.int32)
+    return Block.of_counts(0, Samples.from_counts(counts, bytes_per_sample=width, boot_id=1), gain, 0, False)
+
+
+def given_mv(samples: int, leads: int = 2) -> Block:
+    """A block that was never counts, as a file's."""
+    flags = np.zeros(leads, np.bool_)
+    return Block(
+        0, np.random.default_rng(samples).normal(size=(leads, samples)).astype(np.float32), flags, flags, 0, False
+    )
+
+
+@given(
+    st.lists(
+        st.builds(
+            counted, st.integers(1, 40), st.integers(0, 99), st.sampled_from((2, 3)), st.sampled_from((5e-5, 1e-3))
+        )
+        | st.builds(given_mv, st.integers(1, 40)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_blocks_are_joined_to_what_each_of_them_says(blocks: list[Block]) -> None:
+    joined = join_mv(blocks)
+    assert joined.shape == (2, sum(block.samples for block in blocks))
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, np.concatenate([block.ecg_mv for block in blocks], axis=1))
+
+
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("leads", [1, 2, 16])
+def test_counts_of_any_width_and_number_of_leads_are_joined(width: int, leads: int) -> None:
+    blocks = [counted(samples, seed, width, 1.0, leads) for seed, samples in enumerate((1, 2, 7))]
+    joined = join_mv(blocks)
+    assert joined.shape == (leads, 10)
+    np.testing.assert_array_equal(joined, np.concatenate([block.ecg_mv for block in blocks], axis=1))
+
+
+def test_a_flag_of_either_kind_shows_on_the_block() -> None:
+    flag, none = np.array([False, True]), np.zeros(2, np.bool_)
+    ecg_mv = np.zeros((2, 5), np.float32)
+    assert [Block(0, ecg_mv, *flags, 0, False).flagged for flags in ((none, none), (flag, none), (none, flag))] == [
+        False,
+        True,
+        True,
+    ]
+    data = bytes(2 * 3 * 5)
+    for lead_off, saturated in ((0, 0), (2, 0), (0, 1)):
+        block = Block.of_counts(0, Samples(1, lead_off, saturated, 2, 3, data), 1.0, 0, False)
+        assert block.flagged == bool(lead_off or saturated)
+        assert block.lead_off.tolist() == [False, bool(lead_off)]
+        assert block.saturated.tolist() == [bool(saturated), False]

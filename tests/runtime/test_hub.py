@@ -26,7 +26,6 @@ from runtime.hub import Feed, Hub, HubConfig
 from runtime.model import Model
 from runtime.session import Session
 from runtime.sinks import Delivery, Origin
-from runtime.sinks.base import Samples
 from runtime.sources import DeviceSource, Source, open_source
 from runtime.spec import ModelSpec
 
@@ -77,7 +76,7 @@ class Kept:
     def close(self) -> None:
         self.closed += 1
 
-    def write_block(self, origin: Origin, block: Samples) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         self.samples[origin.device] = self.samples.get(origin.device, 0) + block.ecg_mv.shape[1]
 
     def of(self, device: str) -> list[tuple[object, ...]]:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware_bridge import Block
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.model import Model
@@ -34,10 +34,9 @@ def event_of(number: int, **fields: Any) -> Event:
     return Event("link", float(number), {"name": "m", "sha256": "0"}, "patch", detail="x", **fields)
 
 
-def block_of(number: int, samples: int = 10) -> Any:
-    return SimpleNamespace(
-        first_sample=number * samples, ecg_mv=np.full((2, samples), 0.001 * number, np.float32), restarted=False
-    )
+def block_of(number: int, samples: int = 10) -> Block:
+    none = np.zeros(2, np.bool_)
+    return Block(number * samples, np.full((2, samples), 0.001 * number, np.float32), none, none, 0, False)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -76,9 +75,9 @@ class Kept:
 class KeptBlocks(Kept):
     """The same for blocks, which are noted as negative numbers."""
 
-    def write_block(self, origin: Origin, block: Any) -> None:
+    def write_block(self, origin: Origin, block: Block) -> None:
         assert origin == ORIGIN
-        self._take(-1.0 - block.first_sample / block.ecg_mv.shape[1])
+        self._take(-1.0 - block.first_sample / block.samples)
 
 
 @pytest.fixture(autouse=True)
@@ -290,14 +289,7 @@ def test_a_sink_that_hangs_stalls_neither_the_stream_nor_the_others(
         def blocks(self, on_link: Callable[[Any], object]) -> Iterator[Any]:
             none = np.zeros(2, np.bool_)
             for number in range(300):  # every other block is lost: 299 link events, and one of quality
-                yield SimpleNamespace(
-                    first_sample=100 * number,
-                    ecg_mv=np.zeros((2, 50), np.float32),
-                    lead_off=none,
-                    saturated=none,
-                    missing_samples=50,
-                    restarted=False,
-                )
+                yield Block(100 * number, np.zeros((2, 50), np.float32), none, none, 50, False)
 
         def link_stats(self) -> dict[str, int]:
             return {}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from firmware_bridge import Recording
+from firmware_bridge import Block, Recording
 from runtime.events import Event
 from runtime.sinks import Origin
 from runtime.sinks.wfdb_format import INVALID, LARGEST, annotation_file, encode, to_counts
@@ -29,7 +28,7 @@ from runtime.sinks.wfdb_strips import StripSink
 
 RATE_HZ = 500.0
 ORIGIN = Origin("patch/12", ("I", "II", "V 1"), RATE_HZ, 286e-6)  # 286 nV a step, as a front end has
-Blocks = Sequence[Any]
+Blocks = Sequence[Block]
 
 
 def signal(seconds: float, seed: int = 7) -> NDArray[np.float32]:
@@ -38,9 +37,10 @@ def signal(seconds: float, seed: int = 7) -> NDArray[np.float32]:
     return (walk + np.array([[300.0], [-2.0], [0.0]])).astype(np.float32)
 
 
-def blocks_of(ecg_mv: NDArray[np.float32], size: int = 50, first: int = 0, restarted: bool = False) -> list[Any]:
+def blocks_of(ecg_mv: NDArray[np.float32], size: int = 50, first: int = 0, restarted: bool = False) -> list[Block]:
+    none = np.zeros(len(ecg_mv), np.bool_)
     return [
-        SimpleNamespace(first_sample=first + n, ecg_mv=ecg_mv[:, n : n + size], restarted=restarted and n == 0)
+        Block(first + n, ecg_mv[:, n : n + size], none, none, 0, restarted and n == 0)
         for n in range(0, ecg_mv.shape[1], size)
     ]
 
@@ -299,16 +299,17 @@ def test_files_are_bounded_and_together_hold_everything(tmp_path: Path, monkeypa
 
 WRITER = """
 import sys
-from types import SimpleNamespace
 import numpy as np
+from firmware_bridge import Block
 from runtime.events import Event
 from runtime.sinks import Origin, open_sink
 sink = open_sink("wfdb-full:" + sys.argv[1])
 origin = Origin("patch", ("I", "II", "V 1"), 500.0, 0.001)
+none = np.zeros(3, np.bool_)
 for number in range(100_000):
     samples = np.arange(50 * number, 50 * number + 50, dtype=np.float32)
     ecg_mv = np.stack([samples, -samples, samples % 100]) / 1000
-    sink.write_block(origin, SimpleNamespace(first_sample=50 * number, ecg_mv=ecg_mv, restarted=False))
+    sink.write_block(origin, Block(50 * number, ecg_mv, none, none, 0, False))
     if number % 100 == 50:
         sink.write(Event("onset", number / 10, {"name": "m", "sha256": "0"}, "patch", label="AFIB"))
     print(number, flush=True)
