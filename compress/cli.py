@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", s
 OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
 RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)]
+Where = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to teach the student.")]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
 Noise = Annotated[
     Path | None,
@@ -43,6 +44,7 @@ def compress(
     overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
+    device: Where = "auto",
     score_fold: Annotated[
         list[int] | None,
         typer.Option(help="Fold to score at the end, when all is decided; may be repeated.", show_default=False),
@@ -69,7 +71,8 @@ def compress(
         raise typer.BadParameter("name the data set's folder", param_hint="--data")
     if out is None:
         raise typer.BadParameter("name the folder for models and report", param_hint="--out")
-    from compress.pipeline import plan, run_pipeline
+    from compress.pipeline import run_pipeline
+    from compress.plan import plan
     from compress.recipe import load_recipe
     from train.cli import epoch_teller, progress_bar, stepper
     from train.presets import preset
@@ -91,6 +94,7 @@ def compress(
             noise=noise,
             cache=cache,
             test_folds=score_fold or (),
+            device=device,
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
@@ -148,6 +152,7 @@ def distill(
     overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
+    device: Where = "auto",
 ) -> None:
     """Teach the recipe's student only; run again to go on after an interruption.
 
@@ -178,6 +183,7 @@ def distill(
             out,
             heard=heard,
             noise=None if noise is None else load_noise(noise, net.spec),
+            device=device,
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )

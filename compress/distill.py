@@ -21,9 +21,9 @@ from train.checkpoint import load_network
 from train.dataset import EcgData, content_hash
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
-from train.objectives import Distillation, MultiTask
+from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
 from train.task import kept_outputs
-from train.trainer import FitConfig, FitResult, Hooks, fit
+from train.trainer import Device, FitConfig, FitResult, Hooks, fit, make_fabric
 
 TEMPERATURE_CONTRAST = 0.1
 
@@ -79,12 +79,16 @@ def fit_config(recipe: Recipe, noise: NDArray[np.float32] | None) -> FitConfig:
         peak_rate=how.peak_rate,
         weight_decay=how.weight_decay,
         seed=how.seed,
+        mixup=recipe.distill.mixup,
         augmentation=Augmentation(noise=0.0 if noise is None else NOISE_SHARE),
     )
 
 
-def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, folder: Path) -> Distillation:
-    """What a student learns; what the teacher says is computed once and kept in `folder`.
+def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, folder: Path) -> Objective:
+    """What a student learns.
+
+    What the teacher says of the recordings is computed once and kept in `folder`; where recordings are mixed, it is
+    asked about each mixture.
 
     Args:
         train, heard: the training recordings on the student's and on the teacher's leads.
@@ -96,7 +100,6 @@ def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, fol
     if not np.array_equal(heard.record, train.record):
         raise CompressError("some training recordings can be read with the teacher's leads or the student's only")
     how = recipe.distill
-    said = kept_outputs(teacher, heard, folder, vectors=bool(how.features or how.relations))
     tasks = MultiTask(
         train.targets,
         contrastive=how.contrastive,
@@ -104,6 +107,17 @@ def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, fol
         statements=train.statements,
         auxiliary=how.auxiliary,
     )
+    if how.mixup:
+        return LiveDistillation(
+            tasks,
+            load_network(teacher)[0],
+            heard,
+            temperature=how.temperature,
+            teacher_share=how.teacher_share,
+            feature_weight=how.features,
+            relation_weight=how.relations,
+        )
+    said = kept_outputs(teacher, heard, folder, vectors=bool(how.features or how.relations))
     return Distillation(
         tasks,
         said.logits,
@@ -127,6 +141,7 @@ def distill(
     noise: NDArray[np.float32] | None = None,
     info: dict[str, Any] | None = None,
     hooks: Hooks | None = None,
+    device: Device = "cpu",
     say: Callable[[str], None] = lambda _line: None,
 ) -> FitResult:
     """Teach a student, or go on where `out` left off.
@@ -136,6 +151,7 @@ def distill(
         heard: the training recordings on the teacher's leads, where these are others.
         noise: (channels, samples) mV of recorded noise; a share of the recordings (`NOISE_SHARE`) gets some, while
             the teacher's word stays that of the clean recording.
+        device: where to train.
 
     Raises:
         RecipeError: the recipe's student is unknown, or its teacher has no relations to be learned.
@@ -146,7 +162,8 @@ def distill(
     student = student_network(recipe, net.spec, train.statements.shape[1])
     if recipe.distill.relations:
         _check_relations(net, told, student)
-    say("the teacher's logits")
+    if not recipe.distill.mixup:
+        say("the teacher's logits")
     heard = heard or train
     learned = objective(teacher, recipe, train, heard, out)
     say("distilling")
@@ -158,4 +175,5 @@ def distill(
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
-    return fit(student, train, validation, learned, config, out, info=header, hooks=hooks, noise=noise)
+    fabric = make_fabric(recipe.student.precision, device)
+    return fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)

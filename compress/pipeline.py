@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -28,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
 from compress.distill import distill, fit_config, objective, student_network, student_spec
@@ -55,12 +53,12 @@ from train.checkpoint import load_network, write_text
 from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
 from train.metrics import best_thresholds
-from train.model import NETS, M2JLNet, count_parameters
+from train.model import M2JLNet
 from train.noise import load_noise
-from train.objectives import Distillation
+from train.objectives import Objective
 from train.presets import Preset
 from train.table import Table, open_table
-from train.trainer import FitConfig, Hooks, fit, predict
+from train.trainer import Device, FitConfig, Hooks, fit, predict
 
 Row = dict[str, Any]
 Logits = NDArray[np.float32]
@@ -123,6 +121,7 @@ def run_pipeline(
     cache: Path | None = None,
     test_folds: Sequence[int] = (),
     hooks: Hooks | None = None,
+    device: Device = "cpu",
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
     """Run all stages, or those that are not done yet.
@@ -130,13 +129,14 @@ def run_pipeline(
     Args:
         noise: folder of the noise stress test, to be mixed into a share of the student's recordings.
         test_folds: to be scored at the end, when everything is decided; none for not at all.
+        device: where to distil; all else is done on the CPU.
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
     """
-    net = _usable_teacher(teacher, recipe, preset)
-    _check_test_folds(test_folds, preset, open_table(data, net.spec.band_hz[1]))
+    net = usable_teacher(teacher, recipe, preset)
+    check_test_folds(test_folds, preset, open_table(data, net.spec.band_hz[1]))
     _make_ready(out)
     recorded = None if noise is None else load_noise(noise, net.spec)
     say("recordings")
@@ -144,7 +144,7 @@ def run_pipeline(
     validation = recordings.validation
     fold = preset.validation_fold
     report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
-    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), say)
+    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), device, say)
     try:
         models = run.models()
     except GateFailed as error:
@@ -160,7 +160,7 @@ def run_pipeline(
     return report
 
 
-def _usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
+def usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
     """The teacher, if it and the recipe go together: better refused now than after an hour of work."""
     net, _ = load_network(teacher)
     if net.spec.labels != preset.spec.labels:
@@ -172,7 +172,7 @@ def _usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
     return net
 
 
-def _check_test_folds(folds: Sequence[int], preset: Preset, table: Table) -> None:
+def check_test_folds(folds: Sequence[int], preset: Preset, table: Table) -> None:
     for fold in folds:
         if fold in (*preset.train_folds, preset.validation_fold):
             raise CompressError(
@@ -228,8 +228,10 @@ class _Run:
         out: Path,
         report: Report,
         hooks: Hooks,
+        device: Device,
         say: Callable[[str], None],
     ) -> None:
+        self._device: Device = device
         self._teacher, self._net, self._recipe, self._data, self._fold = teacher, net, recipe, recordings, fold
         self._noise, self._out, self._report, self._hooks, self._say = noise, out, report, hooks, say
         self._stages = Stages(out)
@@ -403,6 +405,7 @@ class _Run:
                 heard=data.heard,
                 noise=self._noise,
                 hooks=self._hooks,
+                device=self._device,
                 say=self._say,
             ).best_epoch
 
@@ -414,7 +417,7 @@ class _Run:
         """A student that has learned already goes on in smaller steps, with the augmentation it knows."""
         return replace(fit_config(self._recipe, self._noise), epochs=epochs, peak_rate=peak_rate)
 
-    def _objective(self, folder: Path) -> Distillation:
+    def _objective(self, folder: Path) -> Objective:
         return objective(self._teacher, self._recipe, self._data.train, self._data.heard, folder)
 
     def _prune(self, taught: Path) -> Path:
@@ -483,7 +486,7 @@ class _Run:
         return self._report.stages[stage], [path]
 
     def _export(self, taught: Path) -> Path:
-        path = _product(self._recipe, self._out, "export")
+        path = product(self._recipe, self._out, "export")
 
         def work() -> tuple[Row, list[Path]]:
             export(taught, _unproven(path))
@@ -493,7 +496,7 @@ class _Run:
         return path
 
     def _half(self, exported: Path) -> Path:
-        path = _product(self._recipe, self._out, "fp16")
+        path = product(self._recipe, self._out, "fp16")
 
         def work() -> tuple[Row, list[Path]]:
             half(exported, _unproven(path))
@@ -503,7 +506,7 @@ class _Run:
         return path
 
     def _quantize(self, stage: str, exported: Path, target: str, like: Path) -> Path:
-        path = _product(self._recipe, self._out, stage)
+        path = product(self._recipe, self._out, stage)
         how = self._recipe.quantize
 
         def work() -> tuple[Row, list[Path]]:
@@ -631,14 +634,14 @@ def _figures(comparison: Comparison, fold: int, records: int) -> dict[str, float
 SUFFIXES = {"export": "fp32", "quantize": "int8", "tensorrt": "int8-tensorrt", "fp16": "fp16"}
 
 
-def _product(recipe: Recipe, out: Path, stage: str) -> Path:
+def product(recipe: Recipe, out: Path, stage: str) -> Path:
     """The file of a stage that gives a model."""
     return out / f"{recipe.name}-{SUFFIXES[stage]}.onnx"
 
 
 def _products(recipe: Recipe, out: Path) -> list[Path]:
     """All files that are for others to take, and models that are yet to be proven."""
-    models = [_product(recipe, out, stage) for stage in SUFFIXES]
+    models = [product(recipe, out, stage) for stage in SUFFIXES]
     others = (f"{recipe.name}.cdx.json", "SHA256SUMS", "report.json", "report.html")
     return [*models, *map(_unproven, models), *(out / name for name in others)]
 
@@ -646,84 +649,3 @@ def _products(recipe: Recipe, out: Path) -> list[Path]:
 def _unproven(path: Path) -> Path:
     """Where a stage's file waits for its proof."""
     return path.with_name(f"{path.stem}.unproven.onnx")
-
-
-def plan(
-    teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path, test_folds: Sequence[int] = ()
-) -> list[tuple[str, str]]:
-    """What `run_pipeline` would do, as (stage, sentence); nothing is written.
-
-    Raises:
-        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
-    """
-    net = _usable_teacher(teacher, recipe, preset)
-    student = student_network(recipe, net.spec)
-    table = open_table(data, net.spec.band_hz[1])
-    _check_test_folds(test_folds, preset, table)
-    records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
-    an_epoch_min = _epoch_min(student, recipe.student.batch, records[0])
-    rows = [
-        ("recipe", f"{recipe.name}, preset {recipe.preset}"),
-        ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
-        ("teacher", f"{teacher}, {len(net.spec.leads)} leads, {count_parameters(net):,} parameters"),
-        (
-            "distill",
-            f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
-            f"{count_parameters(student):,} parameters; "
-            f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min)}",
-        ),
-    ]
-    if recipe.prune.share:
-        how = recipe.prune
-        minutes = f"{how.epochs} epochs, about {how.epochs * an_epoch_min:.0f} min"
-        rows.append(("prune", f"{out / 'pruned'}: {how.share:.0%} of the multiply-accumulates out; {minutes}"))
-    if recipe.qat.when != "never":
-        when = "where int8 is not good enough" if recipe.qat.when == "needed" else "always"
-        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * an_epoch_min:.0f} min"
-        rows.append(("qat", f"{out / 'qat'}: {when}; {minutes}"))
-    for stage in ("export", "quantize", *(target for target in ("tensorrt", "fp16") if target in recipe.targets)):
-        path = _product(recipe, out, stage)
-        how_made = f"; best of {', '.join(recipe.quantize.methods)}" if stage in ("quantize", "tensorrt") else ""
-        there = "there already, kept if nothing has changed" if path.exists() else "new"
-        rows.append((stage, f"{path}: {there}{how_made}; a minute or two"))
-    rows.append(("report", f"{out / 'report.html'}, after a benchmark of a minute or so"))
-    return rows
-
-
-QAT_COST = 2.0  # an epoch with rounding in the loop takes about so many times as long as one without
-STEPS_TIMED = 3
-
-
-def _epoch_min(student: M2JLNet, batch: int, records: int) -> float:
-    """About how long an epoch takes here, by a few steps on noise; without augmentation, so rather too short."""
-    spec = student.spec
-    ecg = torch.randn(batch, len(spec.leads), spec.window_samples)
-    spectrogram = torch.randn(batch, len(spec.leads), spec.bins, spec.frames)
-    seconds = []
-    for _ in range(STEPS_TIMED):
-        began_s = time.perf_counter()
-        student(ecg, spectrogram).square().mean().backward()
-        seconds.append(time.perf_counter() - began_s)
-    return float(np.median(seconds)) * records / batch / 60
-
-
-def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path, an_epoch_min: float) -> str:
-    """What an earlier run left, and about how long the rest would take."""
-    last, epochs = folder / "last.safetensors", recipe.student.epochs
-    if not last.exists():
-        return f"{epochs} epochs, about {epochs * an_epoch_min:.0f} min"
-    _, info = checkpoint.load(last)
-    digest = sha256(teacher)
-    wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
-    there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
-    about = checkpoint.described(info, last)
-    net = next((net for net, config in NETS.items() if config == replace(about.net, auxiliary=0)), "another")
-    wanted |= {"name": recipe.name, "leads": ",".join(student.spec.leads)}
-    there |= {"name": about.spec.name, "leads": ",".join(about.spec.leads), "net": net}
-    pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)
-    changed = [f"{name} {old} there, {new} wanted" for name, old, new in pairs if old != new]
-    if changed:
-        return f"would be refused, for the folder holds another run ({'; '.join(changed)}): choose another --out"
-    seconds = [row["seconds"] for row in info["history"]]
-    left_min = (epochs - len(seconds)) * float(np.median(seconds)) / 60
-    return f"{len(seconds)} of {epochs} epochs are there, about {left_min:.0f} min to go"

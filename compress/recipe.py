@@ -34,7 +34,10 @@ class _Section(BaseModel):
 
 
 class Student(_Section):
-    """The network that is taught, and for how long; `leads` where it is to see fewer than its teacher."""
+    """The network that is taught, and how; `leads` where it is to see fewer than its teacher.
+
+    `precision` is that of the training (`train.trainer.make_fabric`): bf16 also pays on a CPU that has AMX.
+    """
 
     net: str
     leads: Names | None = None
@@ -43,6 +46,7 @@ class Student(_Section):
     peak_rate: Positive = 3e-3
     weight_decay: Weight = 0.02
     seed: Seed = 1
+    precision: Literal["auto", "32", "bf16"] = "auto"
 
 
 class Distill(_Section):
@@ -51,10 +55,15 @@ class Distill(_Section):
     The loss is ``teacher_share * soft + (1 - teacher_share) * hard``, plus with weights of their own: how alike the
     recordings of a batch are to the teacher, by its features and by the relations that its contrastive task found; the
     contrastive task itself; and the auxiliary one (all SCP statements, a head that is dropped at export).
+
+    With `mixup` above 0 the student hears mixtures of two recordings each, by shares of a Beta distribution with both
+    parameters of this value, and the teacher is asked about every one of them (`train.objectives.LiveDistillation`);
+    an epoch then takes the teacher's forward pass longer.
     """
 
     temperature: Positive = 2.0
     teacher_share: Share = 0.7
+    mixup: Weight = 0.0
     features: Weight = 0.0
     relations: Weight = 0.0
     contrastive: Weight = 0.05

@@ -1,11 +1,15 @@
 """What a training step is fed with: windows cut at random from the recordings, and mixtures of them.
 
 windows = Windows(data, device)
-signal_mv = windows.draw(rows, generator)                        # (rows, leads, window_samples)
-signal_mv, wanted = Mixup(0.2, device)(generator, signal_mv, wanted)
+start = windows.starts(rows, generator)
+mixture = Mixup(0.2, device).draw(len(rows), generator)
+signal_mv = mixture(windows.cut(rows, start))                    # (rows, leads, window_samples)
+labels = mixture(labels)                                         # (rows, labels)
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +18,6 @@ from torch import Tensor
 
 from train.augment import random_start
 from train.dataset import EcgData
-from train.objectives import Parts
 
 MIXUP_QUANTILES = 1024
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that the recordings may take
@@ -33,10 +36,13 @@ class Windows:
         self._first = torch.from_numpy(data.first).to(device)
         self._length = torch.from_numpy(data.length).to(device)
 
-    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """(rows,) on the device -> (rows, leads, window_samples) mV, each window from a random place in its record."""
+    def starts(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """(rows,) on the device -> (rows,) where in its recording each window is to begin, at random."""
+        return random_start(self._length[rows], self._window, generator)
+
+    def cut(self, rows: Tensor, start: Tensor) -> Tensor:
+        """(rows,), (rows,) on the device -> (rows, leads, window_samples) mV."""
         length = self._length[rows]
-        start = random_start(length, self._window, generator)
         time_index = start[:, None] + torch.arange(self._window, device=self._device)
         time_index = torch.minimum(time_index, length[:, None] - 1)
         lead_index = self._first[rows, None] + torch.arange(self._leads, device=self._device) * length[:, None]
@@ -44,8 +50,25 @@ class Windows:
         return self._samples[index.to(self._samples.device)].to(self._device)
 
 
+class Mixture(NamedTuple):
+    """Which two samples of a batch make each new one, and how much of it the first is.
+
+    Attributes:
+        own: (rows,) shares of the samples themselves.
+        partner: (rows,) which other sample the rest is of.
+    """
+
+    own: Tensor
+    partner: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> the same, mixed."""
+        weight = self.own.view(-1, *[1] * (x.ndim - 1))
+        return weight * x + (1 - weight) * x[self.partner]
+
+
 class Mixup:
-    """Mixes each sample of a batch with another one, by a share of its own that is at least one half."""
+    """Draws mixtures in which each sample's own share is at least one half."""
 
     def __init__(self, alpha: float, device: torch.device) -> None:
         # Drawn by their quantiles, since torch's Beta distribution takes no generator.
@@ -53,13 +76,8 @@ class Mixup:
         share = beta(alpha, alpha).ppf(middles)
         self._shares = torch.from_numpy(np.maximum(share, 1 - share).astype(np.float32)).to(device)
 
-    def __call__(self, generator: torch.Generator, signal_mv: Tensor, wanted: Parts) -> tuple[Tensor, Parts]:
-        rows, device = len(signal_mv), signal_mv.device
+    def draw(self, rows: int, generator: torch.Generator) -> Mixture:
+        """For a batch of that many samples."""
+        device = self._shares.device
         own = self._shares[torch.randint(MIXUP_QUANTILES, (rows,), generator=generator, device=device)]
-        partner = torch.randperm(rows, generator=generator, device=device)
-
-        def mixed(x: Tensor) -> Tensor:
-            weight = own.view(-1, *[1] * (x.ndim - 1))
-            return weight * x + (1 - weight) * x[partner]
-
-        return mixed(signal_mv), {name: mixed(x) for name, x in wanted.items()}
+        return Mixture(own, torch.randperm(rows, generator=generator, device=device))

@@ -4,7 +4,8 @@
     wanted = objective.wanted(rows)                         # rows: numbers within the training data
     loss = sum(objective(output, wanted).values())
 
-The two steps are apart because recordings may be mixed (mixup) and gathered from several processes in between.
+The two steps are apart because recordings may be mixed (mixup) and gathered from several processes in between.  What
+can only be said of the very windows and mixtures that a batch is made of, `heard` says.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
+from train.batches import Mixture, Windows
+from train.dataset import EcgData
+from train.frontend import FrontEnd
 from train.losses import Positives, supervised_contrastive
-from train.model import Output
+from train.model import M2JLNet, Output
 
 Parts = dict[str, Tensor]
 
@@ -29,6 +33,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def wanted(self, rows: Tensor) -> Parts:
         """Named float tensors (rows, ...); mixed like the signals where recordings are mixed."""
+
+    def heard(self, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
+        """More wanted values, of windows that begin at `start` (rows,), mixed already where recordings are mixed."""
+        return {}
 
     @abstractmethod
     def forward(self, output: Output, wanted: Parts) -> Parts:
@@ -109,7 +117,43 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (similarities(student) - similarities(teacher).detach()).square().sum(dim=1).mean()
 
 
-class Distillation(Objective):
+class _Taught(Objective):
+    """The loss against a teacher's word, which comes by the names ``soft``, ``features`` and ``projections``."""
+
+    def __init__(
+        self,
+        tasks: MultiTask,
+        *,
+        temperature: float,
+        teacher_share: float,
+        feature_weight: float = 0.0,
+        relation_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self._temperature, self._share = temperature, teacher_share
+        self._feature_weight, self._relation_weight = feature_weight, relation_weight
+
+    def wanted(self, rows: Tensor) -> Parts:
+        """See `Objective`."""
+        return self.tasks.wanted(rows)
+
+    def forward(self, output: Output, wanted: Parts) -> Parts:
+        """See `Objective`."""
+        soft = binary_cross_entropy_with_logits(output.logits / self._temperature, wanted["soft"])
+        parts = self.tasks(output, wanted)
+        labels = (1 - self._share) * parts.pop("classify")
+        parts = {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
+        if self._feature_weight:
+            parts["features"] = self._feature_weight * similarity_distance(output.features, wanted["features"])
+        if self._relation_weight:
+            pairs = zip(output.projections, wanted["projections"].unbind(1), strict=True)
+            views = torch.stack([similarity_distance(own, its) for own, its in pairs])
+            parts["relations"] = self._relation_weight * views.mean()
+        return parts
+
+
+class Distillation(_Taught):
     """What a teacher says of each recording, beside the labels and the other tasks of `MultiTask`.
 
     Soft targets follow Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), carried over to several
@@ -144,11 +188,14 @@ class Distillation(Objective):
         feature_weight: float = 0.0,
         relation_weight: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.tasks = tasks
+        super().__init__(
+            tasks,
+            temperature=temperature,
+            teacher_share=teacher_share,
+            feature_weight=feature_weight,
+            relation_weight=relation_weight,
+        )
         self.register_buffer("soft", torch.sigmoid(torch.from_numpy(teacher_logits) / temperature))
-        self._temperature, self._share = temperature, teacher_share
-        self._feature_weight, self._relation_weight = feature_weight, relation_weight
         for name, weight, kept in (
             ("features", feature_weight, features),
             ("projections", relation_weight, projections),
@@ -160,23 +207,61 @@ class Distillation(Objective):
 
     def wanted(self, rows: Tensor) -> Parts:
         """See `Objective`."""
-        wanted = {**self.tasks.wanted(rows), "soft": self.soft[rows]}
+        wanted = {**super().wanted(rows), "soft": self.soft[rows]}
         if self._feature_weight:
             wanted["features"] = self.features[rows].float()
         if self._relation_weight:
             wanted["projections"] = self.projections[rows].float()
         return wanted
 
-    def forward(self, output: Output, wanted: Parts) -> Parts:
+
+class LiveDistillation(_Taught):
+    """As `Distillation`, but the teacher is asked anew for each batch, about the very mixtures that the student hears.
+
+    Mixtures of two recordings are new in every epoch, and no label says what they show: a student that learns the
+    teacher's word of them learns the teacher's function and not only its word of the training recordings (Beyer et
+    al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022).  The teacher hears them before
+    anything is done to them, so that its word stays that of the clean signals.
+
+    Args:
+        teacher: put into evaluation mode.
+        recordings: the training recordings, in the same order, on the teacher's leads.
+    """
+
+    def __init__(
+        self,
+        tasks: MultiTask,
+        teacher: M2JLNet,
+        recordings: EcgData,
+        *,
+        temperature: float,
+        teacher_share: float,
+        feature_weight: float = 0.0,
+        relation_weight: float = 0.0,
+    ) -> None:
+        super().__init__(
+            tasks,
+            temperature=temperature,
+            teacher_share=teacher_share,
+            feature_weight=feature_weight,
+            relation_weight=relation_weight,
+        )
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._front_end = FrontEnd(teacher.spec)
+        self._recordings = recordings
+        self._windows: Windows | None = None
+
+    @torch.no_grad()
+    def heard(self, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
         """See `Objective`."""
-        soft = binary_cross_entropy_with_logits(output.logits / self._temperature, wanted["soft"])
-        parts = self.tasks(output, wanted)
-        labels = (1 - self._share) * parts.pop("classify")
-        parts = {"teacher": self._share * self._temperature**2 * soft, "labels": labels, **parts}
+        if self._windows is None:
+            self._windows = Windows(self._recordings, rows.device)
+        signal_mv = self._windows.cut(rows, start)
+        output = self.teacher.forward_all(*self._front_end(signal_mv if mixture is None else mixture(signal_mv)))
+        heard = {"soft": torch.sigmoid(output.logits.float() / self._temperature)}
         if self._feature_weight:
-            parts["features"] = self._feature_weight * similarity_distance(output.features, wanted["features"])
+            heard["features"] = output.features.float()
         if self._relation_weight:
-            pairs = zip(output.projections, wanted["projections"].unbind(1), strict=True)
-            views = torch.stack([similarity_distance(own, its) for own, its in pairs])
-            parts["relations"] = self._relation_weight * views.mean()
-        return parts
+            heard["projections"] = torch.stack(output.projections, dim=1).float()
+        return heard

@@ -289,12 +289,14 @@ class _Epochs:
 
     def _step(self, rows: Tensor, generator: torch.Generator, done: int, sums: Parts) -> None:
         run, config = self._run, self._config
-        signal_mv = augment(
-            self._windows.draw(rows, generator), generator, run.net.spec.rate_hz, config.augmentation, self._noise
-        )
-        wanted = self._objective.wanted(rows)
-        if self._mixup is not None:
-            signal_mv, wanted = self._mixup(generator, signal_mv, wanted)
+        start = self._windows.starts(rows, generator)
+        signal_mv, wanted = self._windows.cut(rows, start), self._objective.wanted(rows)
+        mixture = None if self._mixup is None else self._mixup.draw(len(rows), generator)
+        if mixture is not None:
+            signal_mv, wanted = mixture(signal_mv), {name: mixture(x) for name, x in wanted.items()}
+        with self._fabric.autocast():
+            wanted |= self._objective.heard(rows, start, mixture)
+        signal_mv = augment(signal_mv, generator, run.net.spec.rate_hz, config.augmentation, self._noise)
         ecg, spectrogram = self._front_end(signal_mv)
         for group in run.optimizer.param_groups:
             group["lr"] = config.peak_rate * one_cycle(done / (config.epochs * self.steps))

@@ -293,3 +293,61 @@ def test_a_teacher_of_one_branch_has_features_and_not_all_relations(
         distill(path, weighed(recipe, BOTH), train_data, validation, tmp_path / "run")
     features = weighed(recipe, {"features": 300.0}, epochs=1)
     assert "loss_features" in distill(path, features, train_data, validation, tmp_path / "run").history[0]
+
+
+@pytest.mark.parametrize("leads", [None, ("I",)])
+def test_a_teacher_is_asked_about_the_mixtures_that_its_student_hears(
+    recipe: Recipe,
+    teacher: Path,
+    train_data: EcgData,
+    validation: EcgData,
+    spec: ModelSpec,
+    mini: Path,
+    cache: Path,
+    tmp_path: Path,
+    leads: tuple[str, ...] | None,
+) -> None:
+    mixed = recipe.model_copy(
+        update={
+            "student": recipe.student.model_copy(update={"leads": leads}),
+            "distill": recipe.distill.model_copy(update={"mixup": 0.4, "teacher_share": 0.9, "features": 10.0}),
+        }
+    )
+    own = student_spec(mixed, spec)
+    data = [load(mini, own, folds, cache=cache) for folds in (range(1, 9), [9])] if leads else [train_data, validation]
+    stages: list[str] = []
+
+    def run(folder: str, hooks: Hooks | None = None) -> FitResult:
+        return distill(
+            teacher, mixed, data[0], data[1], tmp_path / folder, heard=train_data, hooks=hooks, say=stages.append
+        )
+
+    result = run("whole")
+    assert stages == ["distilling"]
+    assert not list((tmp_path / "whole").glob("*.npy"))
+    total = [sum(value for key, value in row.items() if key.startswith("loss_")) for row in result.history]
+    assert total[-1] < total[0]
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Hooks(on_epoch=stop))
+    again = run("broken")
+    for one, other in zip(result.history, again.history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_student_is_trained_in_the_precision_that_its_recipe_says(
+    recipe: Recipe, teacher: Path, train_data: EcgData, validation: EcgData, tmp_path: Path
+) -> None:
+    half = recipe.model_copy(update={"student": recipe.student.model_copy(update={"precision": "bf16", "epochs": 1})})
+    whole = recipe.model_copy(update={"student": recipe.student.model_copy(update={"precision": "32", "epochs": 1})})
+    one, other = (
+        distill(teacher, each, train_data, validation, tmp_path / each.student.precision) for each in (half, whole)
+    )
+    losses = [result.history[0]["loss_teacher"] for result in (one, other)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert {tensor.dtype for tensor in checkpoint.load(one.best)[0].values()} <= {torch.float32, torch.int64}

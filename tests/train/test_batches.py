@@ -37,7 +37,8 @@ def test_windows_are_drawn_from_all_of_a_recording_and_never_from_beyond_it() ->
     windows = Windows(data, CPU)
     generator = torch.Generator().manual_seed(0)
     for row, starts in ((0, 11), (1, 31), (2, 1)):
-        drawn = windows.draw(torch.full((600,), row), generator).numpy()
+        rows = torch.full((600,), row)
+        drawn = windows.cut(rows, windows.starts(rows, generator)).numpy()
         assert drawn.shape == (600, 2, 20)
         start = np.rint((drawn[:, 0, 0] - row) * 1000).astype(int)
         assert set(start.tolist()) == set(range(starts))
@@ -48,7 +49,10 @@ def test_windows_are_drawn_from_all_of_a_recording_and_never_from_beyond_it() ->
 
 def test_a_recording_shorter_than_a_window_holds_its_last_value() -> None:
     data = long_data((7, 30, 1), window=20)
-    drawn = Windows(data, CPU).draw(torch.tensor([0, 2]), torch.Generator().manual_seed(0)).numpy()
+    windows, rows = Windows(data, CPU), torch.tensor([0, 2])
+    start = windows.starts(rows, torch.Generator().manual_seed(0))
+    assert start.tolist() == [0, 0]
+    drawn = windows.cut(rows, start).numpy()
     np.testing.assert_array_equal(drawn, data.windows(np.array([0, 2]), np.array([0, 0])))
     np.testing.assert_array_equal(drawn[0, 1, 6:], np.full(14, np.float32(0.106)))
 
@@ -56,7 +60,7 @@ def test_a_recording_shorter_than_a_window_holds_its_last_value() -> None:
 def test_draws_of_windows_follow_their_generator() -> None:
     windows = Windows(long_data((300, 500), window=20), CPU)
     rows = torch.tensor([0, 1, 0, 1])
-    first, again, other = (windows.draw(rows, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (windows.starts(rows, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -67,7 +71,8 @@ def test_mixup_mixes_signals_and_all_that_is_wanted_by_the_same_shares(alpha: fl
     signal = torch.arange(1.0, rows + 1)[:, None, None].expand(rows, 2, 3)
     wanted = {"labels": torch.eye(rows), "soft": torch.arange(1.0, rows + 1)}
     mixup = Mixup(alpha, CPU)
-    mixed, values = mixup(torch.Generator().manual_seed(3), signal, wanted)
+    mixture = mixup.draw(rows, torch.Generator().manual_seed(3))
+    mixed, values = mixture(signal), {name: mixture(x) for name, x in wanted.items()}
     own = values["labels"].diagonal()
     assert ((own >= 0.5) & (own <= 1)).all()
     torch.testing.assert_close(values["labels"].sum(dim=1), torch.ones(rows))
@@ -82,6 +87,6 @@ def test_mixup_mixes_signals_and_all_that_is_wanted_by_the_same_shares(alpha: fl
     share = distribution.expect(lambda x: np.maximum(x, 1 - x))
     partnered = own[own < 1].mean().item()
     assert partnered == pytest.approx(share, abs=0.02)
-    again, other = (mixup(torch.Generator().manual_seed(seed), signal, wanted)[0] for seed in (3, 4))
+    again, other = (mixup.draw(rows, torch.Generator().manual_seed(seed))(signal) for seed in (3, 4))
     assert torch.equal(mixed, again)
     assert not torch.equal(mixed, other)

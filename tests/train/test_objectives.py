@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from runtime.spec import ModelSpec
+from train.batches import Mixture
 from train.dataset import EcgData
 from train.frontend import FrontEnd
 from train.losses import supervised_contrastive
 from train.model import M2JLNet, NetConfig, Output, count_parameters
-from train.objectives import Distillation, MultiTask, Objective, similarity_distance
+from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, similarity_distance
 
 ROWS = [3, 0, 7, 2]
 
@@ -280,3 +281,56 @@ def test_a_weight_needs_what_it_weighs(vectors: tuple[np.ndarray, np.ndarray]) -
     labels = np.zeros((9, 5), np.float32)
     with pytest.raises(ValueError, match="the teacher's projections are to weigh 3"):
         Distillation(silent(labels), labels, temperature=1.0, teacher_share=1.0, relation_weight=3.0)
+
+
+def test_a_teacher_that_is_asked_live_says_what_is_kept_of_it_where_nothing_is_mixed(
+    small: NetConfig, spec: ModelSpec, train_data: EcgData, output: Output
+) -> None:
+    torch.manual_seed(2)
+    teacher = M2JLNet(small, spec)
+    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    with torch.no_grad():
+        said = teacher.eval().forward_all(*FrontEnd(spec)(torch.from_numpy(train_data.windows(*train_data.cut()))))
+    tasks = MultiTask(train_data.targets, contrastive=0.1, temperature=0.1)
+    how = {"temperature": 2.0, "teacher_share": 0.7, "feature_weight": 3.0, "relation_weight": 2.0}
+    live = LiveDistillation(tasks, teacher.train(), train_data, **how)
+    kept = Distillation(
+        tasks,
+        said.logits.numpy(),
+        features=said.features.numpy().astype(np.float16),
+        projections=torch.stack(said.projections, dim=1).numpy().astype(np.float16),
+        **how,
+    )
+    assert not teacher.training
+    assert not any(p.requires_grad for p in live.parameters())
+    wanted = live.wanted(rows) | live.heard(rows, start, None)
+    assert kept.heard(rows, start, None) == {}
+    for name, value in kept.wanted(rows).items():
+        torch.testing.assert_close(wanted.pop(name), value, rtol=2e-3, atol=2e-3)
+    assert not wanted
+    of_features = output._replace(features=torch.randn(4, said.features.shape[1]))
+    parts = live(of_features, live.wanted(rows) | live.heard(rows, start, None))
+    for name, value in kept(of_features, kept.wanted(rows)).items():
+        torch.testing.assert_close(parts[name], value, rtol=2e-3, atol=2e-3)
+
+
+def test_a_teacher_that_is_asked_live_hears_the_mixtures(
+    small: NetConfig, spec: ModelSpec, train_data: EcgData
+) -> None:
+    torch.manual_seed(2)
+    teacher = M2JLNet(small, spec).eval()
+    tasks = MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)
+    live = LiveDistillation(tasks, teacher, train_data, temperature=1.0, teacher_share=1.0)
+    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    mixture = Mixture(torch.tensor([1.0, 0.5, 0.7, 0.9]), torch.tensor([1, 2, 3, 0]))
+    signal_mv = torch.from_numpy(train_data.windows(rows.numpy(), start.numpy()))
+    by_hand = torch.stack(
+        [own * signal_mv[k] + (1 - own) * signal_mv[other] for k, (own, other) in enumerate(zip(*mixture, strict=True))]
+    )
+    with torch.no_grad():
+        wanted = torch.sigmoid(teacher(*FrontEnd(spec)(by_hand)))
+    heard = live.heard(rows, start, mixture)
+    torch.testing.assert_close(heard["soft"], wanted)
+    # It is the network's word of the mixture, not the mixture of its words.
+    apart = mixture(live.heard(rows, start, None)["soft"])
+    assert (heard["soft"] - apart).abs().max() > 1e-3

@@ -1,0 +1,120 @@
+"""What `m2jl compress --dry-run` says: each stage, and about how long it would take on this machine.
+
+for stage, says in plan(Path("teacher.safetensors"), recipe, preset, Path("ptb-xl"), Path("out")):
+    print(stage, says)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.distill import student_network
+from compress.pipeline import check_test_folds, product, usable_teacher
+from compress.recipe import Recipe
+from compress.stages import sha256
+from train import checkpoint
+from train.model import NETS, M2JLNet, count_parameters
+from train.presets import Preset
+from train.table import open_table
+
+QAT_COST = 2.0  # an epoch with rounding in the loop takes about so many times as long as one without
+STEPS_TIMED = 3
+
+
+def plan(
+    teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path, test_folds: Sequence[int] = ()
+) -> list[tuple[str, str]]:
+    """What `run_pipeline` would do, as (stage, sentence); nothing is written.
+
+    Raises:
+        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
+    """
+    net = usable_teacher(teacher, recipe, preset)
+    student = student_network(recipe, net.spec)
+    table = open_table(data, net.spec.band_hz[1])
+    check_test_folds(test_folds, preset, table)
+    records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
+    an_epoch_min = _epoch_min(student, net if recipe.distill.mixup else None, recipe, records[0])
+    rows = [
+        ("recipe", f"{recipe.name}, preset {recipe.preset}"),
+        ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
+        ("teacher", f"{teacher}, {len(net.spec.leads)} leads, {count_parameters(net):,} parameters"),
+        (
+            "distill",
+            f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
+            f"{count_parameters(student):,} parameters; "
+            f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min)}",
+        ),
+    ]
+    if recipe.prune.share:
+        how = recipe.prune
+        minutes = f"{how.epochs} epochs, about {how.epochs * an_epoch_min:.0f} min"
+        rows.append(("prune", f"{out / 'pruned'}: {how.share:.0%} of the multiply-accumulates out; {minutes}"))
+    if recipe.qat.when != "never":
+        when = "where int8 is not good enough" if recipe.qat.when == "needed" else "always"
+        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * an_epoch_min:.0f} min"
+        rows.append(("qat", f"{out / 'qat'}: {when}; {minutes}"))
+    for stage in ("export", "quantize", *(target for target in ("tensorrt", "fp16") if target in recipe.targets)):
+        path = product(recipe, out, stage)
+        how_made = f"; best of {', '.join(recipe.quantize.methods)}" if stage in ("quantize", "tensorrt") else ""
+        there = "there already, kept if nothing has changed" if path.exists() else "new"
+        rows.append((stage, f"{path}: {there}{how_made}; a minute or two"))
+    rows.append(("report", f"{out / 'report.html'}, after a benchmark of a minute or so"))
+    return rows
+
+
+def _forward_of(net: M2JLNet, batch: int) -> Callable[[], Tensor]:
+    spec = net.spec
+    ecg = torch.randn(batch, len(spec.leads), spec.window_samples)
+    spectrogram = torch.randn(batch, len(spec.leads), spec.bins, spec.frames)
+    return lambda: net(ecg, spectrogram)
+
+
+def _epoch_min(student: M2JLNet, asked: M2JLNet | None, recipe: Recipe, records: int) -> float:
+    """About how long an epoch takes here, by a few steps on noise; without augmentation, so rather too short.
+
+    Args:
+        asked: a teacher that is asked about every batch.
+    """
+    batch = recipe.student.batch
+    learns, says = _forward_of(student, batch), None if asked is None else _forward_of(asked.eval(), batch)
+    seconds = []
+    for _ in range(STEPS_TIMED):
+        began_s = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.student.precision == "bf16"):
+            loss: Tensor = learns().square().mean()
+            if says is not None:
+                with torch.no_grad():
+                    says()
+        torch.autograd.backward(loss)
+        seconds.append(time.perf_counter() - began_s)
+    return float(np.median(seconds)) * records / batch / 60
+
+
+def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path, an_epoch_min: float) -> str:
+    """What an earlier run left, and about how long the rest would take."""
+    last, epochs = folder / "last.safetensors", recipe.student.epochs
+    if not last.exists():
+        return f"{epochs} epochs, about {epochs * an_epoch_min:.0f} min"
+    _, info = checkpoint.load(last)
+    digest = sha256(teacher)
+    wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
+    there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
+    about = checkpoint.described(info, last)
+    net = next((net for net, config in NETS.items() if config == replace(about.net, auxiliary=0)), "another")
+    wanted |= {"name": recipe.name, "leads": ",".join(student.spec.leads)}
+    there |= {"name": about.spec.name, "leads": ",".join(about.spec.leads), "net": net}
+    pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)
+    changed = [f"{name} {old} there, {new} wanted" for name, old, new in pairs if old != new]
+    if changed:
+        return f"would be refused, for the folder holds another run ({'; '.join(changed)}): choose another --out"
+    seconds = [row["seconds"] for row in info["history"]]
+    left_min = (epochs - len(seconds)) * float(np.median(seconds)) / 60
+    return f"{len(seconds)} of {epochs} epochs are there, about {left_min:.0f} min to go"
