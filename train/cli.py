@@ -189,10 +189,9 @@ def train(
             f"{count_parameters(network):,} parameters, {count_macs(network) / 1e6:.0f} MMAC, on {fabric.device}",
             soft_wrap=True,
         )
-        absent = [name for name, n in zip(chosen.spec.labels, loaded.validation.targets.sum(0), strict=True) if not n]
-        if absent:
+        if untuned := loaded.preset.untuned:
             bar.console.print(
-                f"no recording to choose on has {', '.join(absent)}: their thresholds stay at 0.5", soft_wrap=True
+                f"no recording to choose on has {', '.join(untuned)}: their thresholds stay at 0.5", soft_wrap=True
             )
         hooks = Hooks(stepper(bar, task), epoch_teller(bar, chosen.fit.epochs))
         try:

@@ -1,4 +1,4 @@
-"""`m2jl data get` and `m2jl data check`: options, progress and printing; the work is in the other modules."""
+"""`m2jl data get`, `check` and `cache`: options, progress and printing; the work is in the other modules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from train.cache import Prepared
     from train.check import Report
     from train.fetch import Tally
 
@@ -28,7 +29,7 @@ def _app() -> None:
 
 @data.callback()
 def _data() -> None:
-    """Fetch a public data set, or check one on disk.
+    """Fetch a public data set, check one on disk, or clear up what was prepared of it.
 
     Example: m2jl data get mitdb
     """
@@ -187,3 +188,73 @@ def check(
         for line in _lines(report):
             typer.echo(line)
     raise typer.Exit(0 if report.whole else 1)
+
+
+@data.command("cache")
+def cache(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
+    ] = None,
+    prune: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Remove this one, or all of this data set.", show_default=False),
+    ] = None,
+    prune_days: Annotated[
+        float | None, typer.Option(min=0, help="Remove what was not used for so many days.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the signals that training and evaluation keep prepared, longest unused first, or remove some of them.
+
+    Whatever is removed is made anew when it is needed. Nothing is asked; each name that is removed is printed.
+
+    Example: m2jl data cache --prune-days 30
+    """
+    import json
+    from dataclasses import asdict
+
+    from train.cache import default_cache, listed, remove
+    from train.errors import DataError
+
+    where, names = folder or default_cache(), set(prune or ())
+    there = listed(where)
+    for name in names - {name for prepared in there for name in (prepared.name, prepared.data)}:
+        raise DataError(f"there is no {name} in {where}; m2jl data cache lists what there is")
+    pruning = bool(names) or prune_days is not None
+    if pruning:
+        oldest_s = float("inf") if prune_days is None else 86400 * prune_days
+        there = [p for p in there if {p.name, p.data} & names or p.unused_s >= oldest_s]
+        there = [p for p in there if p.state != "unfinished"]  # who makes it needs it
+    told = "removed " if pruning else ""
+    for prepared in there:
+        if pruning:
+            try:
+                remove(prepared)
+            except OSError as error:
+                raise DataError(f"cannot remove {prepared.folder}: {error.strerror}") from error
+        if not as_json:
+            typer.echo(told + _prepared_line(prepared))
+    if as_json:
+        rows = [{"name": p.name, **asdict(p), "folder": str(p.folder), "removed": pruning} for p in there]
+        typer.echo(json.dumps(rows))
+    else:
+        total_mb = sum(prepared.bytes for prepared in there) / 1e6
+        typer.echo(f"{told}{len(there)}, {total_mb:,.1f} MB, {'from' if pruning else 'in'} {where}")
+
+
+def _prepared_line(prepared: Prepared) -> str:
+    days = prepared.unused_s / 86400
+    says = [f"{prepared.bytes / 1e6:,.1f} MB", "used today" if days < 1 else f"unused for {days:.0f} days"]
+    if prepared.state != "whole":
+        says.append("being made" if prepared.state == "unfinished" else "left unfinished by a killed process")
+    elif prepared.records is None:
+        says.append("damaged")
+    else:
+        says.append(f"{prepared.records:,} recordings")
+    if about := prepared.about:
+        leads = about["leads"]
+        says.append(f"lead{'s' if len(leads) > 1 else ''} {','.join(leads)}" if len(leads) < 12 else "12 leads")
+        says.append(f"{about['rate_hz']:g} Hz, windows of {about['window_s']:g} s")
+        says.append(f"folds {','.join(map(str, about['folds']))}")
+    return f"{prepared.name}: {', '.join(says)}"

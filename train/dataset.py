@@ -9,7 +9,7 @@
 
 The cache is keyed by what decides its content: the spec's signal key and its window's length, the records and their
 files' sizes and times.  It holds what the runtime's own resampler made of each whole recording, before windows are cut
-and baselines removed, so that augmentation sees what a device would see.
+and baselines removed, so that augmentation sees what a device would see.  `train.cache` lists and clears it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from runtime.errors import SourceError
 from runtime.filters import resample
 from runtime.spec import LEADS_12, ModelSpec
+from train.cache import default_cache, partial_of, sweep, touch
 from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
 from train.errors import DataError
 from train.table import Recording, Table, open_table
@@ -136,11 +136,6 @@ class MissingLeadError(DataError):
     """A recording without one of the leads that were asked for."""
 
 
-def default_cache() -> Path:
-    """Where caches go unless told otherwise: `$XDG_CACHE_HOME/m2jlnet`, or `~/.cache/m2jlnet`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2jlnet"
-
-
 def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
     """One recording as ((leads, samples) float32 mV in the asked order, rate in Hz).
 
@@ -220,7 +215,8 @@ def _cache_key(spec: ModelSpec, table: Table, recordings: Sequence[Recording]) -
 
 def _build(folder: Path, spec: ModelSpec, table: Table, recordings: Sequence[Recording], progress: Progress) -> None:
     """Write `signal.npy` and `index.json` under `folder`, which appears only when both are whole."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    sweep(folder.parent)
+    partial = partial_of(folder)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         _fill(partial, spec, table, recordings, progress)
@@ -259,7 +255,13 @@ def _fill(partial: Path, spec: ModelSpec, table: Table, recordings: Sequence[Rec
         # How many samples there are is known only now; numpy's header keeps room for the first dimension to grow.
         file.seek(0)
         _write_header(file, total)
-    index = {"rows": rows, "first": first, "length": length, "unreadable": unreadable, "padded": padded}
+    about = {
+        "leads": spec.leads,
+        "rate_hz": spec.rate_hz,
+        "window_s": spec.window_s,
+        "folds": sorted({recording.fold for recording in recordings}),
+    }
+    index = {"rows": rows, "first": first, "length": length, "unreadable": unreadable, "padded": padded, "about": about}
     (partial / "index.json").write_text(json.dumps(index))
 
 
@@ -313,6 +315,7 @@ def load_table(
             _build(folder, spec, table, recordings, progress)
         except OSError as error:
             raise DataError(f"cannot keep prepared signals in {folder.parent}: {error}") from error
+    touch(folder)
     try:
         index = json.loads((folder / "index.json").read_text())
         # Copy on write: torch wants arrays that it could write to, and nothing of it may reach the file.

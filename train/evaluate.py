@@ -3,9 +3,10 @@
     scored = score(Path("model.onnx"), Path("ptb-xl"))
     figures = report(Path("model.onnx"), scored)
 
-Nothing is fitted on what is scored.  An .onnx file is run by ONNX Runtime through the runtime's own signal chain, so
-what is scored is what a board would say; torch is needed for checkpoints only.  A recording is cut into the windows
-that the runtime would emit, and its probability is the sigmoid of their mean logit.
+Nothing is fitted on what is scored; of folds that the model was trained on, or its thresholds tuned on,
+`Scored.caveat` warns.  An .onnx file is run by ONNX Runtime through the runtime's own signal chain, so what is scored
+is what a board would say; torch is needed for checkpoints only.  A recording is cut into the windows that the runtime
+would emit, and its probability is the sigmoid of their mean logit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ from runtime.model import Model, sigmoid
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_table, mean_by_record, read_signal
 from train.errors import CheckpointError
-from train.metrics import Confusion, Reliability, auc, average_precision, bootstrap_interval, brier, macro_auc, macro_f1
+from train.metrics import (
+    Confusion,
+    Reliability,
+    auc,
+    average_precision,
+    bootstrap_interval,
+    brier,
+    macro_auc,
+    macro_f1,
+    told_apart,
+)
+from train.origin import folds_named
 from train.table import Table, open_table
 
 BATCH = 64
@@ -34,18 +46,37 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A model's probabilities (records, labels) on some folds, beside the truth."""
+    """A model's probabilities (records, labels) on some folds, beside the truth.
+
+    Attributes:
+        trained_on, tuned_on: those of the folds that its weights were learned on, and its thresholds tuned on; None
+            where the model does not say.
+    """
 
     spec: ModelSpec
     sha256: str
     folds: tuple[int, ...]
     data: EcgData
     probability: NDArray[np.float64]
+    trained_on: tuple[int, ...] | None = None
+    tuned_on: tuple[int, ...] | None = None
 
     @property
     def where(self) -> str:
         """The folds, for people."""
-        return f"fold{'s' if len(self.folds) > 1 else ''} {', '.join(map(str, self.folds))}"
+        return _folds(self.folds)
+
+    @property
+    def caveat(self) -> str:
+        """Why the figures are no test of the model, in one line; empty where nothing is known against them."""
+        trained = f"it was trained on {_folds(self.trained_on)}" if self.trained_on else ""
+        tuned = f"its thresholds were tuned on {_folds(self.tuned_on)}" if self.tuned_on else ""
+        reasons = " and ".join(filter(None, (trained, tuned)))
+        return f"these figures are no test of the model: {reasons}" if reasons else ""
+
+
+def _folds(folds: Sequence[int]) -> str:
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
 def onnx_logits(model: Model, data: EcgData, progress: Progress = lambda _done, _total: None) -> NDArray[np.float32]:
@@ -85,11 +116,11 @@ def score(
         from train.checkpoint import load_network
         from train.trainer import predict
 
-        net, _ = load_network(path)
+        net, info = load_network(path)
         spec, sha256 = net.spec, hashlib.sha256(path.read_bytes()).hexdigest()
     else:
         model = Model.load(path, threads=2)
-        spec, sha256 = model.spec, model.sha256
+        spec, sha256, info = model.spec, model.sha256, {}
     table = open_table(root, spec.band_hz[1])
     folds = tuple(sorted(set(folds or table.test_folds)))
     data = load_table(table, spec, folds, cache=cache, progress=progress)
@@ -100,7 +131,12 @@ def score(
     wrong = data.record[~np.isfinite(logits).all(axis=1)]
     if len(wrong):
         raise CheckpointError(f"{path}: what it says of {len(wrong)} recordings is not a number ({wrong[0]}, ...)")
-    return Scored(spec, sha256, folds, data, sigmoid(logits))
+    trained_on = folds_named(spec.trained_on, table.title)
+    if trained_on and "train_folds" in info:
+        trained_on = set(info["train_folds"])  # a network of `train.task.cross_fit` has seen fewer than its task names
+    seen = (trained_on, folds_named(spec.thresholds_from, table.title))
+    known = (None if those is None else tuple(fold for fold in folds if fold in those) for those in seen)
+    return Scored(spec, sha256, folds, data, sigmoid(logits), *known)
 
 
 def _streamed_logits(model: Model, table: Table, data: EcgData, progress: Progress) -> NDArray[np.float32]:
@@ -116,8 +152,16 @@ def _figure(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 4)  # JSON has no NaN
 
 
+def _listed(folds: Sequence[int] | None) -> list[int] | None:
+    return None if folds is None else list(folds)
+
+
 def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]:
-    """The figures of scored folds, as `m2jl evaluate --json` prints them."""
+    """The figures of scored folds, as `m2jl evaluate --json` prints them.
+
+    The macro figures are means over the same labels, and `labels_left_out` names those that they leave out (see
+    `train.metrics`); in each draw of an interval it is the draw's own.
+    """
     spec, data, probability = scored.spec, scored.data, scored.probability
     truth = data.targets.astype(bool)
     thresholds = np.asarray(spec.thresholds)
@@ -143,9 +187,12 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
         "padded": data.padded,
         "windows": len(data.cut()[0]),
         "thresholds_from": spec.thresholds_from,
+        "folds_trained_on": _listed(scored.trained_on),
+        "folds_tuned_on": _listed(scored.tuned_on),
         "labels": list(spec.labels),
+        "labels_left_out": [label for label, some in zip(spec.labels, told_apart(truth), strict=True) if not some],
         "macro_auc": _figure(macro_auc(truth, probability)),
-        "macro_f1": round(float(f1.mean()), 4),
+        "macro_f1": _figure(macro_f1(truth, probability, thresholds)),
         "micro_f1": round(confusion.micro_f1(), 4),
         "ci95": {
             "macro_auc": interval(macro_auc),
@@ -173,12 +220,15 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
 
 
 def most_probable(labels: Sequence[str], truth: NDArray[np.bool_], probability: NDArray[np.float64]) -> dict[str, Any]:
-    """Figures of the most probable label alone, for recordings that have exactly one; thresholds play no part."""
+    """Figures of the most probable label alone, for recordings that have exactly one; thresholds play no part.
+
+    `f1_macro` leaves out the labels that `macro_f1` does; the challenge's own score is always of its three classes.
+    """
     taken = np.eye(len(labels), dtype=bool)[probability.argmax(axis=1)]
     f1 = dict(zip(labels, Confusion.of(truth, taken).f1().tolist(), strict=True))
     figures: dict[str, Any] = {
         "accuracy": round(float(truth[taken].mean()), 4),
-        "f1_macro": round(float(np.mean(list(f1.values()))), 4),
+        "f1_macro": _figure(macro_f1(truth, taken.astype(float), np.full(len(labels), 0.5))),
         "f1": {label: round(value, 4) for label, value in f1.items()},
     }
     if f1.keys() >= set(CHALLENGE_2017):

@@ -47,35 +47,51 @@ def evaluate(
 
     Example: m2jl evaluate m2jlnet-ptbxl-super-int8 --data ptb-xl --fold 10
     """
+    import io
     import json
 
     import numpy as np
 
     from runtime.model import find_model
     from train.cli import progress_bar, stepper
-    from train.errors import DataError
     from train.evaluate import report, score
+    from train.report import write_html, write_whole
 
+    for file in (predictions, html):
+        if file is not None:
+            _try_place(file)
     path = find_model(model)
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
         scored = score(path, data, fold, stream=stream, cache=cache, progress=stepper(bar, task))
         bar.update(task, description="intervals", total=None)
         figures = report(path, scored)
+    if scored.caveat:
+        typer.echo(f"m2jl: warning: {scored.caveat}", err=True)
     if predictions is not None:
-        try:
-            with predictions.open("wb") as file:
-                np.savez(file, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
-        except OSError as error:
-            raise DataError(f"cannot write {predictions}: {error.strerror}") from error
+        arrays = io.BytesIO()
+        np.savez(arrays, record=scored.data.record, y_true=scored.data.targets, y_prob=scored.probability)
+        write_whole(predictions, arrays.getvalue())
     if html is not None:
-        from train.report import write_html
-
         write_html(html, figures, scored)
     if as_json:
         typer.echo(json.dumps(figures))
     else:
         _print(path, scored, figures)
+
+
+def _try_place(file: Path) -> None:
+    """Raise DataError where a file cannot be written: better known before the scoring than after it."""
+    from tempfile import NamedTemporaryFile
+
+    from train.errors import DataError
+
+    try:
+        if file.exists() and not file.is_file():
+            raise DataError(f"cannot write {file}: it is there, and no file")
+        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", suffix=".partial").close()
+    except OSError as error:
+        raise DataError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
@@ -94,15 +110,18 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
         )
     for name, what in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1 ")):
         if figures[name] is None:
-            typer.echo(f"{what} -  (each label has all of these recordings, or none)")
+            typer.echo(f"{what} -")
             continue
         interval = figures["ci95"][name]
         typer.echo(f"{what} {figures[name]:.4f}" + (" [{:.4f}, {:.4f}]".format(*interval) if interval else ""))
+    if left_out := figures["labels_left_out"]:
+        typer.echo(f"left out of both, since all or none of these records have them: {', '.join(left_out)}")
     typer.echo(f"micro-F1  {figures['micro_f1']:.4f}")
     if "argmax" in figures:
         most_probable = figures["argmax"]
         typer.echo(f"most probable label: accuracy {most_probable['accuracy']:.4f}", nl=False)
-        typer.echo(f", macro-F1 {most_probable['f1_macro']:.4f}", nl="challenge_f1" not in most_probable)
+        macro_f1 = "-" if most_probable["f1_macro"] is None else f"{most_probable['f1_macro']:.4f}"
+        typer.echo(f", macro-F1 {macro_f1}", nl="challenge_f1" not in most_probable)
         if "challenge_f1" in most_probable:
             typer.echo(f", F1 as the challenge scores {most_probable['challenge_f1']:.4f}")
         typer.echo("  F1 " + ", ".join(f"{label} {f1:.3f}" for label, f1 in most_probable["f1"].items()))

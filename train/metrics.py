@@ -1,8 +1,13 @@
-"""Multi-label metrics, thresholds and bootstrap intervals in numpy (no torch: models on a board are scored too)."""
+"""Multi-label metrics, thresholds and bootstrap intervals in numpy (no torch: models on a board are scored too).
+
+Macro figures are means over the labels that some of the recordings have and others lack (`told_apart`).  The others
+have no AUC, and an F1 that says nothing (of a label without positives it is 0 whatever the model does): they are left
+out of macro-AUC and macro-F1 alike, in each draw of a bootstrap too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +33,18 @@ def auc(y_true: BoolArray, y_prob: FloatArray) -> float:
     return float((ranks[y_true].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def told_apart(y_true: BoolArray) -> BoolArray:
+    """(records, labels) -> (labels,): whether some of the records have the label and others lack it."""
+    return np.asarray(y_true.any(axis=0) & ~y_true.all(axis=0))
+
+
 def macro_auc(y_true: BoolArray, y_prob: FloatArray) -> float:
-    """Mean AUC over the labels (columns) that have both classes; NaN if none has."""
-    each = np.array([auc(y_true[:, k], y_prob[:, k]) for k in range(y_true.shape[1])])
-    known = each[~np.isnan(each)]
-    return float(known.mean()) if len(known) else float("nan")
+    """Mean AUC over the labels that are `told_apart`; NaN if none is."""
+    return _mean([auc(y_true[:, k], y_prob[:, k]) for k in np.flatnonzero(told_apart(y_true))])
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +93,8 @@ def _ratio(top: NDArray[np.int64] | int, bottom: NDArray[np.int64] | int) -> NDA
 
 
 def macro_f1(y_true: BoolArray, y_prob: FloatArray, thresholds: FloatArray) -> float:
-    """Mean F1 over labels at the given thresholds (labels,)."""
-    return float(Confusion.of(y_true, y_prob >= thresholds).f1().mean())
+    """Mean F1 over the labels that are `told_apart`, at the given thresholds (labels,); NaN if none is."""
+    return _mean(Confusion.of(y_true, y_prob >= thresholds).f1()[told_apart(y_true)])
 
 
 def f1_curve(y_true: BoolArray, y_prob: FloatArray, thresholds: FloatArray) -> NDArray[np.float64]:

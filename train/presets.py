@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from runtime.spec import LEADS_12, ModelSpec
 from train.cinc2017 import CLASSES
 from train.cpsc2018 import FINDINGS
+from train.datasets import PTB_XL
 from train.errors import PresetError
 from train.model import NETS, NetConfig
+from train.origin import origin
 from train.ptbxl import RHYTHM, SUPERCLASSES
 from train.trainer import FitConfig
 
@@ -25,7 +27,9 @@ class Preset:
         name: under which `m2jl train` knows it.
         about: one line for people.
         net: member of the family (`train.model.NETS`).
-        spec: what the model eats and says; thresholds are tuned while training.
+        spec: what the model eats and says; thresholds are tuned while training.  Its `trained_on` and
+            `thresholds_from` follow from the fields here, whatever was in them.
+        source: title of the data set, with its release where that is known.
         train_folds, validation_fold: official folds where there are any; the test folds are never among them.
         contrastive: weight of the contrastive task, 0 for none.
         temperature: of the contrastive task.
@@ -33,12 +37,14 @@ class Preset:
             training only.
         fit: schedule.
         changes: to the network, by field of `NetConfig`: what an ablation switches off.
+        untuned: labels that no recording of the validation fold has, so that their thresholds stay at 0.5.
     """
 
     name: str
     about: str
     net: str
     spec: ModelSpec
+    source: str
     train_folds: tuple[int, ...]
     validation_fold: int
     contrastive: float
@@ -46,6 +52,17 @@ class Preset:
     fit: FitConfig
     auxiliary: float = 0.0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    untuned: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # The rate is the one at which the network hears the recordings, which may be published at another.
+        trained_on = f"{origin(self.source, self.train_folds)}, {self.spec.rate_hz:g} Hz"
+        tuned_on = origin(self.source, (self.validation_fold,))
+        texts = {
+            "trained_on": trained_on,
+            "thresholds_from": f"{tuned_on}, 0.5 for {', '.join(self.untuned)}" if self.untuned else tuned_on,
+        }
+        object.__setattr__(self, "spec", self.spec.model_copy(update=texts))
 
     def network(self, statements: int) -> NetConfig:
         """The network's widths and depths, with its changes; `statements` is how many the data set has."""
@@ -66,23 +83,16 @@ class Preset:
         return replace(self, spec=spec)
 
 
-def _spec(name: str, labels: tuple[str, ...], trained_on: str, thresholds_from: str, **fields: Any) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        labels=labels,
-        thresholds=(0.5,) * len(labels),
-        trained_on=trained_on,
-        thresholds_from=thresholds_from,
-        **fields,
-    )
+def _spec(name: str, labels: tuple[str, ...], **fields: Any) -> ModelSpec:
+    return ModelSpec(name=name, labels=labels, thresholds=(0.5,) * len(labels), **fields)
 
 
-_FOLDS_1_8, _FOLD_9 = "PTB-XL 1.0.1 folds 1-8, 100 Hz", "PTB-XL 1.0.1 fold 9"
 _SUPER = Preset(
     name="ptbxl-super",
     about="PTB-XL, 5 diagnostic superclasses, 12 leads at 100 Hz",
     net="base",
-    spec=_spec("ptbxl-super", SUPERCLASSES, _FOLDS_1_8, _FOLD_9),
+    spec=_spec("ptbxl-super", SUPERCLASSES),
+    source=PTB_XL.title,
     train_folds=(1, 2, 3, 4, 5, 6, 7, 8),
     validation_fold=9,
     contrastive=0.1,
@@ -94,13 +104,14 @@ _RHYTHM = replace(
     _SUPER,
     name="ptbxl-rhythm",
     about="PTB-XL, 16 rhythm and conduction statements for a monitor, 12 leads at 100 Hz",
-    spec=_spec("ptbxl-rhythm", RHYTHM, _FOLDS_1_8, _FOLD_9),
+    spec=_spec("ptbxl-rhythm", RHYTHM),
 )
 _CPSC2018 = replace(
     _SUPER,
     name="cpsc2018",
     about="CPSC2018, 9 findings, 12 leads, recordings of 6-60 s",
-    spec=_spec("cpsc2018", FINDINGS, "CPSC2018 folds 1-7", "CPSC2018 fold 8"),
+    spec=_spec("cpsc2018", FINDINGS),
+    source="CPSC2018",
     train_folds=(1, 2, 3, 4, 5, 6, 7),
     validation_fold=8,
     auxiliary=0.0,
@@ -111,7 +122,8 @@ _CINC2017 = replace(
     name="cinc2017",
     about="CinC 2017, a single-lead wearable: normal, atrial fibrillation, other, noisy",
     net="tiny",
-    spec=_spec("cinc2017", CLASSES, "CinC 2017 folds 1-7", "CinC 2017 fold 8", leads=("I",)),
+    spec=_spec("cinc2017", CLASSES, leads=("I",)),
+    source="CinC2017",
     fit=FitConfig(epochs=60, batch=32),
 )
 

@@ -40,6 +40,7 @@ table.confusion th { font-weight: 400; color: var(--soft); text-align: center; p
 table.confusion tbody th { text-align: right; width: 30% }
 table.confusion td { text-align: center; padding: 9px 0; border-radius: 5px; font-size: 17px; font-weight: 600 }
 table.confusion small { display: block; font-size: 11px; font-weight: 400 }
+.caveat { margin: 10px 0 0; color: #a6441d; font-weight: 600; max-width: none }
 .strip { margin: 0 0 22px }
 .strip figcaption { font-size: 14px; margin-bottom: 5px; display: flex; flex-wrap: wrap; gap: 0 18px }
 .strip figcaption span { color: var(--soft) }
@@ -74,10 +75,18 @@ def write_html(path: Path, figures: dict[str, Any], scored: Scored) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    text = _page(figures, scored)
+    # ASCII, so that the page is right whatever encoding a reader takes it for.
+    write_whole(path, _page(figures, scored).encode("ascii", "xmlcharrefreplace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     try:
-        # ASCII, so that the page is right whatever encoding this machine writes text in.
-        write_atomically(path, text.encode("ascii", "xmlcharrefreplace").decode())
+        write_atomically(path, content)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
 
@@ -92,8 +101,14 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
         f"{_e(figures['data'])}, {scored.where} · {figures['records']} records · "
         f"thresholds from {_e(origin)} · {_e(spec.precision)} · sha256 <code>{_e(scored.sha256[:12])}</code>"
     )
+    caveat = f'<p class="caveat">Beware: {_e(scored.caveat)}.</p>' if scored.caveat else ""
     sections = (
-        ("labels", "Labels", "At the thresholds that the model ships with.", _label_table(figures, scored, truth)),
+        (
+            "labels",
+            "Labels",
+            "At the thresholds that the model ships with." + _left_out(figures),
+            _label_table(figures, scored, truth),
+        ),
         (
             "curves",
             "ROC and precision-recall",
@@ -135,7 +150,7 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_e(spec.name)}, {_e(figures['data'])} {scored.where}</title>"
         f"<style>{PAGE_STYLE}{STYLE}{REPORT_STYLE}</style></head><body>"
-        f'{PAPER}<main><header><h1>{_e(spec.name)}</h1><p class="about">{about}</p><nav>{links}</nav></header>'
+        f'{PAPER}<main><header><h1>{_e(spec.name)}</h1><p class="about">{about}</p>{caveat}<nav>{links}</nav></header>'
         f"{_tiles(figures)}{body}</main>\n"
         f'<script type="application/json" id="figures">{data}</script></body></html>\n'
     )
@@ -143,6 +158,12 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
 
 def _e(value: object) -> str:
     return html.escape(str(value))
+
+
+def _left_out(figures: dict[str, Any]) -> str:
+    """A sentence on the labels that the macro figures leave out, where there are some."""
+    names = ", ".join(map(_e, figures["labels_left_out"]))
+    return f" Left out of macro-AUC and macro-F1, since all or none of the records have them: {names}." if names else ""
 
 
 def _tiles(figures: dict[str, Any]) -> str:
@@ -156,7 +177,7 @@ def _tiles(figures: dict[str, Any]) -> str:
         tiles.append(f'<div class="tile">{name}<b>{_figure(figures[key], 4)}</b><span>{says}</span></div>')
     if "argmax" in figures:
         best = figures["argmax"]
-        says = f"its macro-F1 {best['f1_macro']:.4f}"
+        says = f"its macro-F1 {_figure(best['f1_macro'], 4)}"
         tiles.append(
             f'<div class="tile">Most probable label right<b>{best["accuracy"]:.4f}</b><span>{says}</span></div>'
         )

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 from train import checkpoint
 from train.dataset import EcgData, content_hash, load_table
+from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
 from train.model import M2JLNet
 from train.noise import load_noise
 from train.objectives import Distillation, MultiTask, Objective
 from train.presets import Preset
-from train.table import open_table
+from train.table import Table, open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
@@ -48,6 +49,7 @@ class Task:
     """A preset with its recordings.
 
     Attributes:
+        preset: its spec says which recordings these are.
         fold: (training recordings,) the fold of each.
         noise: (channels, samples) mV of recorded noise, where the preset's augmentation asks for it.
     """
@@ -85,6 +87,7 @@ def load_task(
     train = load_table(table, preset.spec, preset.train_folds, cache=cache, progress=progress)
     say("validation recordings")
     validation = load_table(table, preset.spec, (preset.validation_fold,), cache=cache, progress=progress)
+    preset = _as_found(preset, table, validation)
     if not tells_epochs_apart(validation):
         raise DataError(
             f"{root}: of no label do the {len(validation)} recordings to choose on (fold {preset.validation_fold}) "
@@ -93,6 +96,17 @@ def load_task(
     fold_of = {recording.name: recording.fold for recording in table.recordings}
     fold = np.asarray([fold_of[name] for name in train.record.tolist()], np.int64)
     return Task(preset, train, validation, fold, recorded)
+
+
+def _as_found(preset: Preset, table: Table, validation: EcgData) -> Preset:
+    """The preset with what its spec is to say of the recordings that are really there."""
+    source = preset.source
+    # Another number of recordings is another release, and which one the table does not say.
+    if source == PTB_XL.title and len(table.recordings) + table.without_files != PTB_XL.records:
+        source = table.title
+    positives = validation.targets.sum(axis=0)
+    untuned = tuple(label for label, n in zip(preset.spec.labels, positives, strict=True) if not n)
+    return replace(preset, source=source, untuned=untuned)
 
 
 def _take(data: EcgData, rows: NDArray[np.int64]) -> EcgData:

@@ -19,7 +19,7 @@ import train.dataset
 from runtime.chain import SignalChain
 from runtime.filters import resample
 from runtime.spec import ModelSpec
-from train.dataset import EcgData, default_cache, load, mean_by_record, read_signal
+from train.dataset import EcgData, load, mean_by_record, read_signal
 from train.errors import DataError
 
 RECORD = "records100/01000/01123_lr"  # of fold 9
@@ -318,14 +318,6 @@ def test_a_damaged_cache(mini: Path, spec: ModelSpec, tmp_path: Path, name: str,
     with pytest.raises(DataError, match=r"is damaged .*; delete it, and it is made anew") as caught:
         load(mini, spec, [9], cache=tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "m2jlnet"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache() == tmp_path / "home" / ".cache" / "m2jlnet"
 
 
 def data_of(lengths: list[int], window_samples: int, hop_samples: int, leads: int = 2) -> EcgData:

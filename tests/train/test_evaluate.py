@@ -124,8 +124,13 @@ def test_a_label_that_is_not_in_the_fold_has_no_auc_and_the_report_is_still_json
     json.dumps(figures, allow_nan=False)
     assert figures["per_label"]["HYP"]["auc"] is None
     assert figures["per_label"]["HYP"]["positives"] == 0
-    known = [row["auc"] for label, row in figures["per_label"].items() if row["positives"]]
-    assert figures["macro_auc"] == pytest.approx(np.mean(known), abs=1e-4)
+    known = [row for row in figures["per_label"].values() if row["positives"]]
+    assert len(known) == 3
+    for name in ("auc", "f1"):
+        assert figures[f"macro_{name}"] == pytest.approx(np.mean([row[name] for row in known]), abs=1e-4)
+    assert figures["labels_left_out"] == [label for label, row in figures["per_label"].items() if row["auc"] is None]
+    assert "HYP" in figures["labels_left_out"]
+    assert report(a_checkpoint, scored, repeats=1)["labels_left_out"] == []
 
 
 def test_recordings_too_few_for_an_interval_have_none(a_checkpoint: Path, scored: Scored) -> None:
@@ -133,8 +138,8 @@ def test_recordings_too_few_for_an_interval_have_none(a_checkpoint: Path, scored
     figures = report(a_checkpoint, some(scored, np.arange(6) < 2), repeats=1)
     json.dumps(figures, allow_nan=False)
     assert figures["macro_auc"] is not None
-    assert figures["ci95"]["macro_auc"] is None
-    assert len(figures["ci95"]["macro_f1"]) == 2
+    assert figures["macro_f1"] is not None
+    assert figures["ci95"] == {"macro_auc": None, "macro_f1": None}
 
 
 def test_figures_without_an_interval_are_shown_without_one(
@@ -214,7 +219,6 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         ((cut, *options), "not a readable checkpoint"),
         ((a_checkpoint, "--data", tmp_path), "holds no known data set"),
         ((a_checkpoint, *options, "--fold", 12), "there is no fold 12"),
-        ((a_checkpoint, *options, "--predictions", tmp_path / "no" / "folder.npz"), "cannot write"),
     ):
         code, out, err = m2jl("evaluate", *arguments)
         assert code == 2, says
@@ -222,6 +226,115 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         (line,) = err.strip().splitlines()
         assert line.startswith("m2jl: error: ")
         assert says in line
+
+
+@pytest.mark.parametrize("option", ["--predictions", "--html"])
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("no/file", "No such file or directory"),
+        ("taken/file", "Not a directory"),
+        (".", "it is there, and no file"),
+        ("x" * 250, "File name too long"),
+    ],
+    ids=["no folder", "a file for a folder", "a folder", "a long name"],
+)
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
+    m2jl: M2jl, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str, says: str
+) -> None:
+    def scored(*_: object, **__: object) -> None:
+        raise AssertionError("recordings were scored")
+
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr("train.evaluate.score", scored)
+    code, out, err = m2jl("evaluate", "m2jlnet-ptbxl-super-int8", "--data", mini, option, tmp_path / place)
+    assert (code, out) == (2, "")
+    assert err == f"m2jl: error: cannot write {tmp_path / place}: {says}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_predictions_are_written_whole_or_not_at_all(
+    m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.npz"
+    kept.write_text("old")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = m2jl("evaluate", a_checkpoint, "--data", mini, "--cache", cache, "--predictions", kept)
+    assert code == 2
+    assert err == f"m2jl: error: cannot write {kept}: No space left on device\n"
+    assert kept.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def told(a_checkpoint: Path, path: Path, trained_on: str, thresholds_from: str, **info: object) -> Path:
+    """The checkpoint with other words on where it comes from."""
+    net, _ = checkpoint.load_network(a_checkpoint)
+    spec = net.spec.model_copy(update={"trained_on": trained_on, "thresholds_from": thresholds_from})
+    checkpoint.save(path, net.state_dict(), {**checkpoint.network_info(net, spec), **info})
+    return path
+
+
+TRAINED, TUNED = "PTB-XL 1.0.1 folds 1-8, 100 Hz", "PTB-XL 1.0.1 fold 9"
+
+
+@pytest.mark.parametrize(
+    ("folds", "trained_on", "tuned_on", "caveat"),
+    [
+        ([10], (), (), ""),
+        ([9, 10], (), (9,), "its thresholds were tuned on fold 9"),
+        ([3], (3,), (), "it was trained on fold 3"),
+        ([2, 3, 9], (2, 3), (9,), "it was trained on folds 2, 3 and its thresholds were tuned on fold 9"),
+    ],
+)
+def test_folds_that_the_model_knows_are_told_apart(
+    a_checkpoint: Path,
+    mini: Path,
+    cache: Path,
+    tmp_path: Path,
+    folds: list[int],
+    trained_on: tuple[int, ...],
+    tuned_on: tuple[int, ...],
+    caveat: str,
+) -> None:
+    path = told(a_checkpoint, tmp_path / "net.safetensors", TRAINED, TUNED)
+    scored = score(path, mini, folds, cache=cache)
+    assert (scored.trained_on, scored.tuned_on) == (trained_on, tuned_on)
+    assert scored.caveat == (f"these figures are no test of the model: {caveat}" if caveat else "")
+    figures = report(path, scored, repeats=1)
+    assert (figures["folds_trained_on"], figures["folds_tuned_on"]) == (list(trained_on), list(tuned_on))
+
+
+def test_a_network_of_cross_fitting_knows_the_folds_that_its_own_header_names(
+    a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path
+) -> None:
+    path = told(a_checkpoint, tmp_path / "net.safetensors", TRAINED, TUNED, train_folds=[1, 2, 4, 5, 6, 7, 8])
+    assert score(path, mini, [3, 4], cache=cache).trained_on == (4,)
+
+
+def test_what_a_model_does_not_say_is_not_known(a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path) -> None:
+    path = told(a_checkpoint, tmp_path / "net.safetensors", "", "nowhere")
+    scored = score(path, mini, [3, 9], cache=cache)
+    assert (scored.trained_on, scored.tuned_on, scored.caveat) == (None, None, "")
+    figures = report(path, scored, repeats=1)
+    assert figures["folds_trained_on"] is figures["folds_tuned_on"] is None
+
+
+def test_the_command_warns_of_a_fold_that_the_model_knows(m2jl: M2jl, mini: Path, cache: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = ("evaluate", "m2jlnet-ptbxl-super-int8", "--data", mini, "--cache", cache)
+    code, out, err = m2jl(*command, "--fold", 3, "--fold", 9, "--html", page, "--json")
+    says = "it was trained on fold 3 and its thresholds were tuned on fold 9"
+    assert code == 0
+    assert err == f"m2jl: warning: these figures are no test of the model: {says}\n"
+    assert (json.loads(out)["folds_trained_on"], json.loads(out)["folds_tuned_on"]) == ([3], [9])
+    assert f'<p class="caveat">Beware: these figures are no test of the model: {says}.</p>' in page.read_text()
+    code, out, err = m2jl(*command, "--html", page)
+    assert (code, err) == (0, "")
+    assert "Beware" not in page.read_text()
 
 
 def test_several_folds_are_scored_as_one(a_checkpoint: Path, mini: Path, cache: Path, scored: Scored) -> None:
@@ -272,6 +385,7 @@ def test_a_set_of_one_class_each_is_scored_as_its_challenge_did(hand_held: Path,
     assert list(most_probable["f1"]) == list(CLASSES)
     np.testing.assert_allclose(list(most_probable["f1"].values()), f1, atol=1e-4)
     assert most_probable["f1_macro"] == pytest.approx(f1.mean(), abs=1e-4)
+    assert figures["labels_left_out"] == []
     assert most_probable["challenge_f1"] == pytest.approx(f1[:3].mean(), abs=1e-4)
 
 
@@ -282,6 +396,10 @@ def test_figures_of_the_most_probable_label() -> None:
     assert figures == {"accuracy": 0.6667, "f1_macro": 0.4889, "f1": {"A": 0.6667, "B": 0.8, "C": 0.0}}
     named = most_probable(("NORMAL", "AF", "OTHER"), truth, probability)
     assert named["challenge_f1"] == named["f1_macro"]
+    # Without the one record of C: its F1 counts for the challenge, which knows three classes, and not in the mean.
+    without = most_probable(("NORMAL", "AF", "OTHER"), truth[:5], probability[:5])
+    assert (without["f1_macro"], without["challenge_f1"]) == (0.8, 0.5333)
+    assert most_probable(("A", "B", "C"), truth[:3], probability[:3])["f1_macro"] is None
 
 
 def test_recordings_of_several_labels_have_no_most_probable_one(a_checkpoint: Path, scored: Scored) -> None:
@@ -316,8 +434,28 @@ def test_a_set_whose_labels_the_model_does_not_say(m2jl: M2jl, a_checkpoint: Pat
 def test_recordings_of_one_class_have_no_auc(hand_held: Path, fixtures: Path, cache: Path) -> None:
     figures = report(hand_held, score(hand_held, fixtures / "cinc2017", [2], cache=cache), repeats=5)
     json.dumps(figures, allow_nan=False)
-    assert figures["macro_auc"] is figures["ci95"]["macro_auc"] is None
-    assert len(figures["ci95"]["macro_f1"]) == 2
+    assert figures["macro_auc"] is figures["macro_f1"] is None
+    assert figures["ci95"] == {"macro_auc": None, "macro_f1": None}
+    assert figures["labels_left_out"] == list(CLASSES)
+
+
+def test_the_command_names_the_labels_that_it_leaves_out(
+    m2jl: M2jl, hand_held: Path, fixtures: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Of the two folds' two recordings, one is normal and one is of another rhythm."""
+    page = tmp_path / "page.html"
+    command = ("evaluate", hand_held, "--data", fixtures / "cinc2017", "--cache", cache, "--html", page)
+    code, out, err = m2jl(*command, "--fold", 2, "--fold", 4)
+    assert code == 0, err
+    figures = json.loads(page.read_text().split('id="figures">')[1].partition("</script>")[0])
+    assert len(figures["labels_left_out"]) == 2
+    names = ", ".join(figures["labels_left_out"])
+    assert f"left out of both, since all or none of these records have them: {names}\n" in out
+    assert f"since all or none of the records have them: {names}." in page.read_text()
+    code, out, err = m2jl(*command, "--fold", 2)
+    assert code == 0, err
+    assert re.search(r"^macro-AUC -\nmacro-F1  -\nleft out of both, .*: NORMAL, AF, OTHER, NOISY$", out, re.MULTILINE)
+    assert "accuracy 1.0000, macro-F1 -" in out or "accuracy 0.0000, macro-F1 -" in out
 
 
 def test_streamed_recordings_score_as_whole_ones(mini: Path, cache: Path) -> None:

@@ -23,6 +23,7 @@ from train.metrics import (
     macro_f1,
     precision_recall_points,
     roc_points,
+    told_apart,
 )
 
 
@@ -58,8 +59,30 @@ def test_a_label_of_one_class_has_no_auc_and_is_left_out_of_the_mean() -> None:
     assert macro_auc(y, p) == pytest.approx((auc(y[:, 2], p[:, 2]) + auc(y[:, 3], p[:, 3])) / 2)
 
 
+def test_macro_f1_leaves_out_the_labels_that_macro_auc_leaves_out() -> None:
+    y, p = task()
+    thresholds = np.full(4, 0.6)
+    y[:, 0] = True
+    y[:, 1] = False
+    assert told_apart(y).tolist() == [False, False, True, True]
+    kept = Confusion.of(y, p >= thresholds).f1()[2:]
+    assert kept.min() > 0
+    assert macro_f1(y, p, thresholds) == pytest.approx(kept.mean())
+
+
+def test_a_draw_without_the_only_record_of_a_label_is_one_of_the_other_labels() -> None:
+    """The first label's F1 is 1 where it is drawn, and the second's: no draw falls short of 1."""
+    y = np.array([[True, True], *[[False, True]] * 4, *[[False, False]] * 5])
+    p = y.astype(float)
+    draws = [np.random.default_rng(seed).integers(0, 10, 10) for seed in range(9)]
+    assert {bool(y[rows, 0].any()) for rows in draws} == {True, False}
+    assert bootstrap_interval(lambda rows: macro_f1(y[rows], p[rows], np.full(2, 0.5)), 10) == (1.0, 1.0)
+
+
 def test_no_label_with_both_classes_gives_no_mean() -> None:
-    assert np.isnan(macro_auc(np.ones((3, 2), bool), np.zeros((3, 2))))
+    for y in (np.ones((3, 2), bool), np.zeros((3, 2), bool)):
+        assert np.isnan(macro_auc(y, np.zeros((3, 2))))
+        assert np.isnan(macro_f1(y, np.zeros((3, 2)), np.full(2, 0.5)))
 
 
 def test_a_probability_that_is_not_a_number_gives_no_auc() -> None:
@@ -95,6 +118,11 @@ def test_what_cannot_be_divided_is_zero() -> None:
     assert confusion.micro_f1() == 0.0
 
 
+def f1_at(y: np.ndarray, p: np.ndarray, threshold: float) -> float:
+    """F1 of one label."""
+    return float(Confusion.of(y[:, None], p[:, None] >= threshold).f1()[0])
+
+
 # Hundredths in a shuffled order: far enough apart for a threshold, and often equal.
 columns = st.lists(st.tuples(st.booleans(), st.integers(1, 99)), min_size=1, max_size=12)
 
@@ -104,19 +132,19 @@ def test_the_curve_is_f1_at_each_threshold(column: list[tuple[bool, int]]) -> No
     y = np.array([truth for truth, _ in column])
     p = np.array([hundredths / 100 for _, hundredths in column])
     thresholds = np.linspace(0.005, 0.995, 34)
-    wanted = [macro_f1(y[:, None], p[:, None], np.array([t])) for t in thresholds]
+    wanted = [f1_at(y, p, t) for t in thresholds]
     np.testing.assert_allclose(f1_curve(y, p, thresholds), wanted)
 
 
 @given(columns)
 def test_without_smoothing_thresholds_are_the_best_there_are(column: list[tuple[bool, int]]) -> None:
-    y = np.array([[truth] for truth, _ in column])
-    p = np.array([[hundredths / 100] for _, hundredths in column])
-    (threshold,) = best_thresholds(y, p, smoothing=0.0)
+    y = np.array([truth for truth, _ in column])
+    p = np.array([hundredths / 100 for _, hundredths in column])
+    (threshold,) = best_thresholds(y[:, None], p[:, None], smoothing=0.0)
     assert 0 < threshold < 1
     candidates = np.concatenate([[0.005, 0.995], (np.unique(p)[1:] + np.unique(p)[:-1]) / 2])
-    best = max(macro_f1(y, p, np.array([c])) for c in candidates)
-    assert macro_f1(y, p, np.array([threshold])) == pytest.approx(best)
+    best = max(f1_at(y, p, c) for c in candidates)
+    assert f1_at(y, p, threshold) == pytest.approx(best)
 
 
 def test_a_broad_hill_wins_over_a_chance_peak() -> None:

@@ -39,8 +39,20 @@ def test_folds_are_apart_and_the_test_folds_are_left_alone(chosen: Preset) -> No
     hashed = chosen.name in ("cpsc2018", "cinc2017")
     allowed = set(HASHED_FOLDS) - {*HASHED_TEST_FOLDS} if hashed else set(FOLDS) - {*TEST_FOLDS}
     assert set(folds) == allowed
-    assert chosen.spec.trained_on.endswith(("folds 1-7",) if hashed else ("folds 1-8, 100 Hz",))
-    assert chosen.spec.thresholds_from.endswith(f"fold {chosen.validation_fold}")
+    last = 7 if hashed else 8
+    title = {"cpsc2018": "CPSC2018", "cinc2017": "CinC2017"}.get(chosen.name, "PTB-XL 1.0.1")
+    assert chosen.spec.trained_on == f"{title} folds 1-{last}, 100 Hz"
+    assert chosen.spec.thresholds_from == f"{title} fold {last + 1}"
+
+
+def test_a_spec_says_what_its_preset_is_really_trained_on() -> None:
+    faster = custom(spec={"rate_hz": 250.0, "leads": ("I",)})
+    assert faster.spec.trained_on == "PTB-XL 1.0.1 folds 1-8, 250 Hz"
+    assert custom("cinc2017", spec={"rate_hz": 200.0}).spec.trained_on == "CinC2017 folds 1-7, 200 Hz"
+    other = replace(faster, source="PTB-XL", train_folds=(1, 2, 5), validation_fold=8, untuned=("MI", "CD"))
+    assert other.spec.trained_on == "PTB-XL folds 1-2,5, 250 Hz"
+    assert other.spec.thresholds_from == "PTB-XL fold 8, 0.5 for MI, CD"
+    assert other.with_spec(rate_hz=125.0).spec.thresholds_from == other.spec.thresholds_from
 
 
 @every_preset

@@ -16,9 +16,10 @@ import torch
 import train.task
 from train import checkpoint
 from train.dataset import EcgData
+from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
 from train.model import NETS, NetConfig
-from train.presets import Preset, customised
+from train.presets import PRESETS, Preset, customised
 from train.table import open_table
 from train.task import OPINION_SHARE, Task, cross_fit, load_task
 from train.task import train as train_task
@@ -177,7 +178,7 @@ def test_an_opinion_comes_from_networks_that_have_not_seen_the_recording(
     # Again, as another seed of the final network would: nothing is computed.
     monkeypatch.setattr(train.task, "predict", never)
     np.testing.assert_array_equal(cross_fit(task, tmp_path, repeats=2, hooks=Hooks(never, never)), opinions)
-    another_seed = replace(task, preset=chosen(seed=5))
+    another_seed = replace(task, preset=replace(task.preset, fit=chosen(seed=5).fit))
     np.testing.assert_array_equal(cross_fit(another_seed, tmp_path, repeats=2, hooks=Hooks(never, never)), opinions)
 
 
@@ -208,7 +209,7 @@ def test_an_interrupted_cross_fit_goes_on_where_it_was(task: Task, tmp_path: Pat
 def test_networks_of_another_configuration_give_no_opinions(task: Task, tmp_path: Path) -> None:
     cross_fit(task, tmp_path, repeats=1)
     with pytest.raises(CheckpointError, match="holds a run with another fit"):
-        cross_fit(replace(task, preset=chosen(epochs=2)), tmp_path, repeats=1)
+        cross_fit(replace(task, preset=replace(task.preset, fit=chosen(epochs=2).fit)), tmp_path, repeats=1)
 
 
 def test_opinions_that_the_disk_does_not_take_are_told_by_their_file(
@@ -226,6 +227,24 @@ def test_opinions_that_the_disk_does_not_take_are_told_by_their_file(
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.partial"))
     np.testing.assert_array_equal(cross_fit(task, tmp_path / "again", repeats=1), whole)
+
+
+def test_the_spec_tells_of_the_recordings_that_are_there(
+    mini: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rhythm = PRESETS["ptbxl-rhythm"]
+    loaded = load_task(rhythm, mini, cache=cache)
+    positives = loaded.validation.targets.sum(axis=0).tolist()
+    absent = [label for label, n in zip(rhythm.spec.labels, positives, strict=True) if not n]
+    assert 0 < len(absent) < len(positives)
+    assert loaded.preset.spec.trained_on == "PTB-XL folds 1-8, 100 Hz"
+    assert loaded.preset.spec.thresholds_from == f"PTB-XL fold 9, 0.5 for {', '.join(absent)}"
+    assert loaded.network(1).spec == loaded.preset.spec
+    # Of as many recordings as release 1.0.1 has, it is named.
+    named = len(loaded.train) + len(loaded.validation) + 6 + loaded.train.without_files
+    monkeypatch.setattr("train.task.PTB_XL", replace(PTB_XL, records=named))
+    again = load_task(PRESETS["ptbxl-super"], mini, cache=cache).preset.spec
+    assert (again.trained_on, again.thresholds_from) == ("PTB-XL 1.0.1 folds 1-8, 100 Hz", "PTB-XL 1.0.1 fold 9")
 
 
 def test_one_fold_has_no_others_to_learn_from(mini: Path, cache: Path, tmp_path: Path) -> None:
