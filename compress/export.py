@@ -19,6 +19,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.quiet import quiet
+from compress.simplify import simplify
 from runtime.session import write_atomically
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
@@ -91,8 +92,7 @@ def to_onnx(net: M2JLNet) -> onnx.ModelProto:
             external_data=False,
         )
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    return model
+    return simplify(program.model_proto)
 
 
 def export(checkpoint: Path, path: Path, spec: ModelSpec | None = None) -> ModelSpec:
