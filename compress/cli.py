@@ -76,9 +76,10 @@ def compress(
     from compress.recipe import load_recipe
     from train.cli import epoch_teller, progress_bar, stepper
     from train.presets import preset
-    from train.trainer import Hooks
+    from train.trainer import Hooks, make_fabric
 
     loaded = load_recipe(recipe, overrides or [])
+    fabric = make_fabric(loaded.student.precision, device)
     if dry_run:
         for stage, says in plan(checkpoint, loaded, preset(loaded.preset), data, out, score_fold or ()):
             typer.echo(f"{stage:<9} {says}")
@@ -94,7 +95,7 @@ def compress(
             noise=noise,
             cache=cache,
             test_folds=score_fold or (),
-            device=device,
+            fabric=fabric,
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
@@ -166,9 +167,10 @@ def distill(
     from train.dataset import load
     from train.noise import load_noise
     from train.presets import preset
-    from train.trainer import Hooks
+    from train.trainer import Hooks, make_fabric
 
     loaded = load_recipe(recipe, overrides or [])
+    fabric = make_fabric(loaded.student.precision, device)
     chosen = preset(loaded.preset)
     net, _ = load_network(checkpoint)
     spec = student_spec(loaded, net.spec)
@@ -183,7 +185,7 @@ def distill(
             out,
             heard=heard,
             noise=None if noise is None else load_noise(noise, net.spec),
-            device=device,
+            fabric=fabric,
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -23,7 +24,7 @@ from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
 from train.task import kept_outputs
-from train.trainer import Device, FitConfig, FitResult, Hooks, fit, make_fabric
+from train.trainer import FitConfig, FitResult, Hooks, fit, make_fabric
 
 TEMPERATURE_CONTRAST = 0.1
 
@@ -84,7 +85,14 @@ def fit_config(recipe: Recipe, noise: NDArray[np.float32] | None) -> FitConfig:
     )
 
 
-def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, folder: Path) -> Objective:
+def objective(
+    teacher: Path,
+    recipe: Recipe,
+    train: EcgData,
+    heard: EcgData,
+    folder: Path,
+    device: torch.device | None = None,
+) -> Objective:
     """What a student learns.
 
     What the teacher says of the recordings is computed once and kept in `folder`; where recordings are mixed, it is
@@ -92,6 +100,7 @@ def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, fol
 
     Args:
         train, heard: the training recordings on the student's and on the teacher's leads.
+        device: where the teacher is asked; the CPU if None.
 
     Raises:
         CompressError: teacher and student do not see the same recordings.
@@ -117,7 +126,7 @@ def objective(teacher: Path, recipe: Recipe, train: EcgData, heard: EcgData, fol
             feature_weight=how.features,
             relation_weight=how.relations,
         )
-    said = kept_outputs(teacher, heard, folder, vectors=bool(how.features or how.relations))
+    said = kept_outputs(teacher, heard, folder, device, vectors=bool(how.features or how.relations))
     return Distillation(
         tasks,
         said.logits,
@@ -141,7 +150,7 @@ def distill(
     noise: NDArray[np.float32] | None = None,
     info: dict[str, Any] | None = None,
     hooks: Hooks | None = None,
-    device: Device = "cpu",
+    fabric: Fabric | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> FitResult:
     """Teach a student, or go on where `out` left off.
@@ -151,7 +160,7 @@ def distill(
         heard: the training recordings on the teacher's leads, where these are others.
         noise: (channels, samples) mV of recorded noise; a share of the recordings (`NOISE_SHARE`) gets some, while
             the teacher's word stays that of the clean recording.
-        device: where to train.
+        fabric: where to train, in the precision that the recipe says (`train.trainer.make_fabric`); the CPU if None.
 
     Raises:
         RecipeError: the recipe's student is unknown, or its teacher has no relations to be learned.
@@ -165,15 +174,16 @@ def distill(
     if not recipe.distill.mixup:
         say("the teacher's logits")
     heard = heard or train
-    learned = objective(teacher, recipe, train, heard, out)
+    fabric = fabric or make_fabric(recipe.student.precision, "cpu")
+    learned = objective(teacher, recipe, train, heard, out, fabric.device)
     say("distilling")
     config = fit_config(recipe, noise)
     header = {
         "teacher_sha256": sha256(teacher),
         "distill": recipe.distill.model_dump(),
+        "precision": recipe.student.precision,
         "records": len(train),
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
-    fabric = make_fabric(recipe.student.precision, device)
     return fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)

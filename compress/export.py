@@ -26,6 +26,7 @@ from train.checkpoint import load_network
 from train.model import M2JLNet
 
 OPSET = 20
+GRAPH_FORMAT = 2  # counted up when the same checkpoint comes to give another graph
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

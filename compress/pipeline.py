@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from compress.distill import distill, fit_config, objective, student_network, student_spec
 from compress.errors import CompressError, GateFailed
-from compress.export import export
+from compress.export import GRAPH_FORMAT, export
 from compress.golden import add_golden
 from compress.half import half
 from compress.layers import worst_layer
@@ -58,7 +59,7 @@ from train.noise import load_noise
 from train.objectives import Objective
 from train.presets import Preset
 from train.table import Table, open_table
-from train.trainer import Device, FitConfig, Hooks, fit, predict
+from train.trainer import FitConfig, Hooks, fit, predict
 
 Row = dict[str, Any]
 Logits = NDArray[np.float32]
@@ -121,7 +122,7 @@ def run_pipeline(
     cache: Path | None = None,
     test_folds: Sequence[int] = (),
     hooks: Hooks | None = None,
-    device: Device = "cpu",
+    fabric: Fabric | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Report:
     """Run all stages, or those that are not done yet.
@@ -129,7 +130,7 @@ def run_pipeline(
     Args:
         noise: folder of the noise stress test, to be mixed into a share of the student's recordings.
         test_folds: to be scored at the end, when everything is decided; none for not at all.
-        device: where to distil; all else is done on the CPU.
+        fabric: where to distil, as in `compress.distill.distill`; all else is done on the CPU.
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
@@ -144,7 +145,7 @@ def run_pipeline(
     validation = recordings.validation
     fold = preset.validation_fold
     report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
-    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), device, say)
+    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), fabric, say)
     try:
         models = run.models()
     except GateFailed as error:
@@ -228,10 +229,10 @@ class _Run:
         out: Path,
         report: Report,
         hooks: Hooks,
-        device: Device,
+        fabric: Fabric | None,
         say: Callable[[str], None],
     ) -> None:
-        self._device: Device = device
+        self._fabric = fabric
         self._teacher, self._net, self._recipe, self._data, self._fold = teacher, net, recipe, recordings, fold
         self._noise, self._out, self._report, self._hooks, self._say = noise, out, report, hooks, say
         self._stages = Stages(out)
@@ -307,7 +308,8 @@ class _Run:
         """What the files that are made of a checkpoint depend on."""
         recipe = self._recipe
         sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("quantize", "gate")}
-        return {"checkpoint": sha256(taught), **sections, "targets": list(recipe.targets), "name": recipe.name}
+        what = {"targets": list(recipe.targets), "name": recipe.name, "graph": GRAPH_FORMAT}
+        return {"checkpoint": sha256(taught), **sections, **what}
 
     def _deployed(self, taught: Path, before: Path | None = None) -> dict[str, Path]:
         """The .onnx files of a checkpoint.
@@ -405,7 +407,7 @@ class _Run:
                 heard=data.heard,
                 noise=self._noise,
                 hooks=self._hooks,
-                device=self._device,
+                fabric=self._fabric,
                 say=self._say,
             ).best_epoch
 

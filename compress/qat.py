@@ -43,8 +43,9 @@ PERCENTILE = 99.999  # of activations that a range holds; onnxruntime's own
 BINS = 2048
 TINY = torch.finfo(torch.float32).tiny
 TUNING = FitConfig(epochs=2, peak_rate=1e-4)
-# What the static quantizer quantizes, beside convolutions, and what it folds into the operator before.
-OPERATORS = {operator.add, operator.mul, operator.matmul, torch.sigmoid, torch.cat}
+# What the static quantizer quantizes, beside convolutions and means over rows (which `compress.simplify` makes one of),
+# and what it folds into the operator before.
+OPERATORS = {operator.add, operator.mul, operator.matmul, torch.sigmoid, torch.cat, functional.adaptive_avg_pool2d}
 FOLDED = (nn.BatchNorm2d, nn.ReLU)
 
 
@@ -94,6 +95,8 @@ def _traced(net: M2JLNet) -> fx.Graph:
     computes: dict[fx.Node, bool] = {}
 
     def is_operator(node: fx.Node) -> bool:
+        if node.target == "mean":
+            return bool(node.kwargs["dim"] == 2)
         return node.target in OPERATORS or isinstance(modules.get(node.target), nn.Conv2d)
 
     def is_folded(node: fx.Node) -> bool:

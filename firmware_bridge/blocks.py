@@ -86,10 +86,13 @@ class Block:
         block.first_sample, block.samples = first_sample, counts.samples
         block.lead_off = _flags(counts.lead_off, counts.leads)
         block.saturated = _flags(counts.saturated, counts.leads)
-        block.flagged = (counts.lead_off | counts.saturated) != 0
+        block.flagged = (counts.lead_off | counts.saturated) & ((1 << counts.leads) - 1) != 0
         block.missing_samples, block.restarted = missing_samples, restarted
         block._ecg_mv, block._counts, block._mv_per_count = None, counts, mv_per_count
         return block
+
+    def __repr__(self) -> str:
+        return f"Block({self.samples} samples of {len(self.lead_off)} leads from {self.first_sample})"
 
     @property
     def ecg_mv(self) -> NDArray[np.float32]:
@@ -102,14 +105,10 @@ class Block:
 
 def join_mv(blocks: Sequence[Block]) -> NDArray[np.float32]:
     """The millivolts of one block or more, (leads, samples of all of them); of one device, one after another."""
-    first = blocks[0]
     counts = [block._counts for block in blocks if block._counts is not None]
-    if (
-        len(counts) == len(blocks)
-        and all(block._mv_per_count == first._mv_per_count for block in blocks)
-        and len({(each.leads, each.bytes_per_sample) for each in counts}) == 1
-    ):
-        return _millivolts(counts, first._mv_per_count)
+    widths = {each.bytes_per_sample for each in counts}
+    if len(counts) == len(blocks) and len(widths) == len({block._mv_per_count for block in blocks}) == 1:
+        return _millivolts(counts, blocks[0]._mv_per_count)
     return np.concatenate([block.ecg_mv for block in blocks], axis=1)
 
 

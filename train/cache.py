@@ -24,8 +24,9 @@ from typing import Any
 
 NAME = re.compile(r"(?P<data>[a-z0-9-]+)-[0-9a-f]{24}(\.(?P<pid>\d+)\.partial)?")
 # A preparation writes more often than once a minute, also one on another machine that shares the folder, whose process
-# is not seen here. And a process that has written nothing for a day has only the same number, or is a zombie.
-QUIET_S, DEAD_S = 60.0, 86_400.0
+# is not seen here; their clocks may differ. And a process that has written nothing for a day has only the same number,
+# or is a zombie.
+QUIET_S, DEAD_S = 600.0, 86_400.0
 ABOUT = {"leads", "rate_hz", "window_s", "folds"}
 
 
@@ -86,8 +87,8 @@ def _look(cache: Path) -> Iterator[Prepared]:
         try:
             files = [path.stat() for path in folder.iterdir()]
             used_s = max([folder.stat().st_mtime, *(file.st_mtime for file in files)])
-        except FileNotFoundError:
-            continue  # it was finished, or removed, meanwhile
+        except OSError:
+            continue  # it was finished, or removed, meanwhile; or it is another user's, and closed to us
         records, about = _index(folder)
         unused_s = max(0.0, now_s - used_s)
         state = "whole"

@@ -193,8 +193,9 @@ class CrossGate(nn.Module):
 
     align: Tensor
 
-    def __init__(self, own: int, other: int, align: Tensor) -> None:
+    def __init__(self, own: int, other: int, align: Tensor, *, one_row: bool) -> None:
         super().__init__()
+        self._one_row = one_row
         hidden = max(8, other // 4)
         self.squeeze = nn.Conv2d(other, hidden, 1)
         self.excite = nn.Conv2d(hidden, own, 1)
@@ -204,7 +205,7 @@ class CrossGate(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (batch, own, rows, time), y (batch, other, rows', time') -> like x."""
         channel = torch.sigmoid(self.excite(functional.relu(self.squeeze(functional.adaptive_avg_pool2d(y, 1)))))
-        rows = y.mean(dim=2, keepdim=True)
+        rows = y if self._one_row else y.mean(dim=2, keepdim=True)
         profile = torch.cat([rows.mean(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)], dim=1)
         time = torch.sigmoid(self.along_time(profile) @ self.align)
         return x + x * (channel * time)
@@ -259,6 +260,7 @@ class M2JLNet(nn.Module):
                         widths[own][stage + 1],
                         widths[other][stage + 1],
                         interpolation_matrix(grids[other][stage], grids[own][stage]),
+                        one_row=other == "waveform",
                     )
                     for stage in COUPLED_STAGES
                 )

@@ -258,7 +258,9 @@ class LiveDistillation(_Taught):
         if self._windows is None:
             self._windows = Windows(self._recordings, rows.device)
         signal_mv = self._windows.cut(rows, start)
-        output = self.teacher.forward_all(*self._front_end(signal_mv if mixture is None else mixture(signal_mv)))
+        with torch.autocast(rows.device.type, enabled=False):  # bf16 would drown the signal in an electrode's offset
+            inputs = self._front_end(signal_mv if mixture is None else mixture(signal_mv))
+        output = self.teacher.forward_all(*inputs)
         heard = {"soft": torch.sigmoid(output.logits.float() / self._temperature)}
         if self._feature_weight:
             heard["features"] = output.features.float()

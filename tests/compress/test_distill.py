@@ -350,4 +350,6 @@ def test_a_student_is_trained_in_the_precision_that_its_recipe_says(
     losses = [result.history[0]["loss_teacher"] for result in (one, other)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    with pytest.raises(CheckpointError, match="another precision"):
+        distill(teacher, whole, train_data, validation, tmp_path / "bf16")
     assert {tensor.dtype for tensor in checkpoint.load(one.best)[0].values()} <= {torch.float32, torch.int64}

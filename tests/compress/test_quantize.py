@@ -89,7 +89,7 @@ def test_every_product_takes_uint8_activations_and_int8_weights_per_channel(grap
     products = [
         node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and "logits" not in node.output
     ]
-    assert sum(node.op_type == "Conv" for node in products) == 38
+    assert sum(node.op_type == "Conv" for node in products) == 34
     for node in products:
         activation, weight = (made[name] for name in node.input[:2])
         assert (activation.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name

@@ -269,6 +269,7 @@ def test_a_flag_of_either_kind_shows_on_the_block() -> None:
         True,
     ]
     data = bytes(2 * 3 * 5)
+    assert not Block.of_counts(0, Samples(1, 4, 8, 2, 3, data), 1.0, 0, False).flagged  # of leads that are not there
     for lead_off, saturated in ((0, 0), (2, 0), (0, 1)):
         block = Block.of_counts(0, Samples(1, lead_off, saturated, 2, 3, data), 1.0, 0, False)
         assert block.flagged == bool(lead_off or saturated)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -165,3 +165,20 @@ def test_a_name_that_is_not_there_removes_nothing(m2jl: M2jl, used: Path, name: 
     assert (code, out) == (2, "")
     assert err == f"m2jl: error: there is no {name} in {used}; m2jl data cache lists what there is\n"
     assert sorted(used.iterdir()) == before
+
+
+def test_another_users_folder_in_a_shared_cache_is_passed_over(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = used / f"ptb-xl-{'0' * 24}"
+    closed.mkdir()
+    before = [prepared.name for prepared in listed(used) if prepared.folder != closed]
+    entries = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return entries(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert [prepared.name for prepared in listed(used)] == before
+    sweep(used)
+    assert closed.is_dir()

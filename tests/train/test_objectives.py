@@ -334,3 +334,20 @@ def test_a_teacher_that_is_asked_live_hears_the_mixtures(
     # It is the network's word of the mixture, not the mixture of its words.
     apart = mixture(live.heard(rows, start, None)["soft"])
     assert (heard["soft"] - apart).abs().max() > 1e-3
+
+
+def test_the_signal_chain_of_a_teacher_that_is_asked_in_bf16_stays_in_float32(
+    small: NetConfig, spec: ModelSpec, train_data: EcgData
+) -> None:
+    torch.manual_seed(2)
+    # An electrode's offset, beside which bf16 has no digits left for a heart.
+    offset = replace(train_data, samples=train_data.samples + np.float32(300.0))
+    tasks = MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)
+    live = LiveDistillation(tasks, M2JLNet(small, spec), offset, temperature=1.0, teacher_share=1.0)
+    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    exact = live.heard(rows, start, None)["soft"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = live.heard(rows, start, None)["soft"]
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, atol=0.01, rtol=0.0)
