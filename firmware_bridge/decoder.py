@@ -52,7 +52,8 @@ class Decoder:
         self.stats.bytes_received += len(data)
         *complete, rest = data.split(DELIMITER)
         frames: list[Frame] = []
-        if complete:
+        # Where frames are read whole, as most are, there is nothing before the first delimiter and behind the last.
+        if complete and (complete[0] or self._pending or self._overlong):
             self._collect(complete[0])
             complete[0] = bytes(self._pending)
             self.forget()
@@ -66,7 +67,8 @@ class Decoder:
             except FrameError as error:
                 self._drop(error)
         self.stats.frames += len(frames)
-        self._collect(rest)
+        if rest:
+            self._collect(rest)
         return frames
 
     def forget(self) -> None:
