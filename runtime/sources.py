@@ -28,7 +28,8 @@ FILE_BLOCK_S = 0.1
 PIECE_BLOCKS = 600  # a minute of a recording: 12 leads at 500 Hz take 1.5 MB
 POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it replays
 CROWD = 16  # devices of one process, from which on their samples gather before they are read
-GATHER_S = 0.1
+READS_PER_S = 800  # of all of them together, as long as each need not gather for more than
+LONGEST_GATHER_S = 0.25
 FILE_STEP_MV = 1e-4  # finer than the step of any ECG recording, which is not known any more once it is in mV
 
 
@@ -170,9 +171,10 @@ class FileSource:
 def gathering_s(devices: int) -> float:
     """How long the samples of each of so many devices should gather before they are read.
 
-    A thread that wakes for each frame of a device is what many devices cost most; of a few, every millisecond counts.
+    A thread that wakes for each frame of a device is what many devices cost most, so that together they are read about
+    `READS_PER_S` times; of a few, every millisecond counts.
     """
-    return GATHER_S if devices > CROWD else 0.0
+    return min(devices / READS_PER_S, LONGEST_GATHER_S) if devices > CROWD else 0.0
 
 
 def _stretches(ecg_mv: NDArray[np.float32]) -> list[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:

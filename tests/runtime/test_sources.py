@@ -18,7 +18,7 @@ from firmware_bridge.virtual_device import VirtualDevice
 from runtime.errors import SourceError
 from runtime.sinks import Origin
 from runtime.sinks.wfdb_full import RecordSink
-from runtime.sources import CROWD, GATHER_S, DeviceSource, FileSource, Source, gathering_s, open_source
+from runtime.sources import CROWD, LONGEST_GATHER_S, DeviceSource, FileSource, Source, gathering_s, open_source
 
 NONE = np.zeros(2, np.bool_)
 
@@ -197,7 +197,10 @@ def test_a_device_gives_what_it_sends_and_counts_it(sample: Recording) -> None:
 
 def test_the_samples_of_many_devices_gather_before_they_are_read_and_those_of_few_do_not() -> None:
     assert gathering_s(1) == gathering_s(CROWD) == 0.0
-    assert gathering_s(CROWD + 1) == GATHER_S
+    times_s = [gathering_s(devices) for devices in range(CROWD + 1, 1000)]
+    assert times_s == sorted(times_s)
+    assert 0 < times_s[0] < 0.05
+    assert times_s[-1] == gathering_s(10_000) == LONGEST_GATHER_S
 
 
 def test_samples_gather_on_sockets_only_since_a_serial_port_holds_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
