@@ -132,8 +132,8 @@ class Device:
         self._link = link
         self.gather_s = 0.0
         """How long samples may gather before they are read, while they stream: fewer, larger reads where there are many
-        devices. What a serial port holds meanwhile is bounded by the system, often to 4 KiB; `interrupt` may take that much
-        longer."""
+        devices. `interrupt` may take as much longer. What a serial port holds meanwhile is bounded by the system, often
+        to 4 KiB."""
         self._timeout_s = timeout_s
         self._decoder = Decoder()
         self._assembler = BlockAssembler()
