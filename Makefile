@@ -13,7 +13,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/m2jl demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -101,8 +101,9 @@ def test_every_product_takes_uint8_activations_and_int8_weights_per_channel(grap
         assert not numpy_helper.to_array(zero).any(), "weights are symmetric"
         if node.op_type == "Conv":
             assert axis == 0
-            bias = made[node.input[2]]
-            assert stored[bias.input[0]].data_type == TensorProto.INT32
+        biases = [made[name] for name in node.input[2:]]
+        assert bool(biases) == (node.op_type == "Conv" and "mean" not in node.name)  # a mean has none to add
+        assert all(stored[bias.input[0]].data_type == TensorProto.INT32 for bias in biases)
 
 
 def test_the_head_is_left_in_float_and_no_other_weights_are(graph: onnx.GraphProto) -> None:
