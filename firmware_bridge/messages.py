@@ -11,7 +11,7 @@ reason, a result) becomes `OTHER`, since a newer peer may have more of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from struct import Struct
 from typing import ClassVar, Self
@@ -192,20 +192,17 @@ class Samples:
     leads: int
     bytes_per_sample: int
     data: bytes
+    samples: int = field(init=False)
+    """Per lead."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.leads <= MAX_LEADS or self.bytes_per_sample not in (2, 3):
             raise malformed(f"SAMPLES: {self.leads} leads of {self.bytes_per_sample} bytes")
-        samples, rest = divmod(len(self.data), self.leads * self.bytes_per_sample)
-        if rest or not samples:
+        self.samples, rest = divmod(len(self.data), self.leads * self.bytes_per_sample)
+        if rest or not self.samples:
             raise malformed(f"SAMPLES: {len(self.data)} bytes are no whole number of samples")
-        if samples > 255:
-            raise malformed(f"SAMPLES: {samples} samples in one frame, 1 to 255 are possible")
-
-    @property
-    def samples(self) -> int:
-        """Samples per lead."""
-        return len(self.data) // (self.leads * self.bytes_per_sample)
+        if self.samples > 255:
+            raise malformed(f"SAMPLES: {self.samples} samples in one frame, 1 to 255 are possible")
 
     @classmethod
     def from_counts(
