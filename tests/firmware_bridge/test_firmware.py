@@ -82,7 +82,7 @@ def as_c_says(frame: Frame) -> dict[str, Any]:
             value = value.hex()
         fields[name] = value
     if isinstance(message, Samples):
-        del fields["data"]
+        del fields["data"], fields["samples"]  # the tool prints counts, which say both
         fields["counts"] = message.counts().T.ravel().tolist()
     return {
         "type": message.TYPE,
