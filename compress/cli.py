@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from train.cli import Device
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -13,7 +15,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", s
 OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
 RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)]
-Where = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to teach the student.")]
+Where = Annotated[Device, typer.Option("--device", help="Where to teach the student.")]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
 Noise = Annotated[
     Path | None,

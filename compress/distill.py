@@ -22,7 +22,7 @@ from train.checkpoint import load_network
 from train.dataset import EcgData, content_hash
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
-from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
+from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
 from train.task import kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, fit, make_fabric
 
@@ -116,27 +116,16 @@ def objective(
         statements=train.statements,
         auxiliary=how.auxiliary,
     )
+    weights: Weights = {
+        "temperature": how.temperature,
+        "teacher_share": how.teacher_share,
+        "feature_weight": how.features,
+        "relation_weight": how.relations,
+    }
     if how.mixup:
-        return LiveDistillation(
-            tasks,
-            load_network(teacher)[0],
-            heard,
-            temperature=how.temperature,
-            teacher_share=how.teacher_share,
-            feature_weight=how.features,
-            relation_weight=how.relations,
-        )
+        return LiveDistillation(tasks, load_network(teacher)[0], heard, **weights)
     said = kept_outputs(teacher, heard, folder, device, vectors=bool(how.features or how.relations))
-    return Distillation(
-        tasks,
-        said.logits,
-        temperature=how.temperature,
-        teacher_share=how.teacher_share,
-        features=said.features,
-        projections=said.projections,
-        feature_weight=how.features,
-        relation_weight=how.relations,
-    )
+    return Distillation(tasks, said.logits, features=said.features, projections=said.projections, **weights)
 
 
 def distill(

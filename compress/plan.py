@@ -107,6 +107,7 @@ def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path
     digest = sha256(teacher)
     wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
     there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
+    there["precision"] = info.get("precision")
     about = checkpoint.described(info, last)
     net = next((net for net, config in NETS.items() if config == replace(about.net, auxiliary=0)), "another")
     wanted |= {"name": recipe.name, "leads": ",".join(student.spec.leads)}

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from compress.errors import RecipeError
+from train.trainer import Precision
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -46,7 +47,7 @@ class Student(_Section):
     peak_rate: Positive = 3e-3
     weight_decay: Weight = 0.02
     seed: Seed = 1
-    precision: Literal["auto", "32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
 
 class Distill(_Section):

@@ -11,6 +11,7 @@ can only be said of the very windows and mixtures that a batch is made of, `hear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -117,6 +118,15 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (similarities(student) - similarities(teacher).detach()).square().sum(dim=1).mean()
 
 
+class Weights(TypedDict):
+    """How a teacher's word weighs; see `Distillation`."""
+
+    temperature: float
+    teacher_share: float
+    feature_weight: NotRequired[float]
+    relation_weight: NotRequired[float]
+
+
 class _Taught(Objective):
     """The loss against a teacher's word, which comes by the names ``soft``, ``features`` and ``projections``."""
 
@@ -181,24 +191,15 @@ class Distillation(_Taught):
         tasks: MultiTask,
         teacher_logits: NDArray[np.float32],
         *,
-        temperature: float,
-        teacher_share: float,
         features: NDArray[np.float16] | None = None,
         projections: NDArray[np.float16] | None = None,
-        feature_weight: float = 0.0,
-        relation_weight: float = 0.0,
+        **weights: Unpack[Weights],
     ) -> None:
-        super().__init__(
-            tasks,
-            temperature=temperature,
-            teacher_share=teacher_share,
-            feature_weight=feature_weight,
-            relation_weight=relation_weight,
-        )
-        self.register_buffer("soft", torch.sigmoid(torch.from_numpy(teacher_logits) / temperature))
+        super().__init__(tasks, **weights)
+        self.register_buffer("soft", torch.sigmoid(torch.from_numpy(teacher_logits) / self._temperature))
         for name, weight, kept in (
-            ("features", feature_weight, features),
-            ("projections", relation_weight, projections),
+            ("features", self._feature_weight, features),
+            ("projections", self._relation_weight, projections),
         ):
             if weight:
                 if kept is None:
@@ -228,24 +229,8 @@ class LiveDistillation(_Taught):
         recordings: the training recordings, in the same order, on the teacher's leads.
     """
 
-    def __init__(
-        self,
-        tasks: MultiTask,
-        teacher: M2JLNet,
-        recordings: EcgData,
-        *,
-        temperature: float,
-        teacher_share: float,
-        feature_weight: float = 0.0,
-        relation_weight: float = 0.0,
-    ) -> None:
-        super().__init__(
-            tasks,
-            temperature=temperature,
-            teacher_share=teacher_share,
-            feature_weight=feature_weight,
-            relation_weight=relation_weight,
-        )
+    def __init__(self, tasks: MultiTask, teacher: M2JLNet, recordings: EcgData, **weights: Unpack[Weights]) -> None:
+        super().__init__(tasks, **weights)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
         self.teacher = teacher.eval().requires_grad_(False)
         self._front_end = FrontEnd(teacher.spec)

@@ -39,7 +39,7 @@ from train.curves import write_curves
 from train.dataset import EcgData, mean_by_record
 from train.errors import CheckpointError, DataError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
-from train.metrics import best_thresholds, macro_auc, macro_f1
+from train.metrics import best_thresholds, macro_auc, macro_f1, told_apart
 from train.model import M2JLNet, Output, count_macs, count_parameters
 from train.objectives import Objective, Parts
 
@@ -177,8 +177,7 @@ def _predict(net: M2JLNet, data: EcgData, call: Callable[[Tensor, Tensor], Tenso
 
 def tells_epochs_apart(validation: EcgData) -> bool:
     """Whether some label is present in some of the recordings and absent in others, so that there is a macro-AUC."""
-    present = validation.targets.astype(bool)
-    return bool((present.any(axis=0) & ~present.all(axis=0)).any())
+    return bool(told_apart(validation.targets.astype(bool)).any())
 
 
 class _Run:
