@@ -100,7 +100,7 @@ class Axis:
         first, last = (math.floor(math.log10(value)) for value in (min(finite), max(finite)))
         steps = [m * 10.0**k for k in range(first, last + 2) for m in (1, 2, 5)]
         low = max(step for step in steps if step <= min(finite) * (1 + 1e-9))
-        high = min(step for step in steps if step > max(finite))
+        high = min(step for step in steps if step > max(low, *finite))
         ticks = [step for step in steps if low <= step <= high]
         if len(ticks) > MOST_TICKS:
             ticks = [step for step in ticks if math.log10(step) % 1 < 0.1 or math.log10(step) % 1 > 0.9]
