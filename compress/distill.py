@@ -123,7 +123,7 @@ def objective(
         "relation_weight": how.relations,
     }
     if how.mixup:
-        return LiveDistillation(tasks, load_network(teacher)[0], heard, **weights)
+        return LiveDistillation(tasks, [load_network(teacher)[0]], None if heard is train else heard, **weights)
     said = kept_outputs(teacher, heard, folder, device, vectors=bool(how.features or how.relations))
     return Distillation(tasks, said.logits, features=said.features, projections=said.projections, **weights)
 

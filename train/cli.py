@@ -124,6 +124,15 @@ def train(
     held: Annotated[
         Path | None, typer.Option(help="Folder of these networks, shared between seeds.", show_default="OUT/held")
     ] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Learn what this checkpoint says, of the mixtures too where recordings are mixed; may be repeated.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it, float32 elsewhere.")] = "auto",
     cache: Annotated[
@@ -145,6 +154,8 @@ def train(
         raise typer.BadParameter("name a preset (m2jl train --list shows them)", param_hint="PRESET")
     if data is None:
         raise typer.BadParameter("name the data set's folder", param_hint="--data")
+    if teacher and cross_fit:
+        raise typer.BadParameter("a network has teachers or second opinions, not both", param_hint="--teacher")
     from dataclasses import replace
 
     from train.model import count_macs, count_parameters
@@ -204,7 +215,7 @@ def train(
             say("training")
             # The bar starts anew, so that the time left is that of this network.
             hooks = replace(hooks, on_step=stepper(bar, task))
-            result = run(loaded, folder, opinions=opinions, fabric=fabric, hooks=hooks)
+            result = run(loaded, folder, opinions=opinions, teachers=teacher or (), fabric=fabric, hooks=hooks)
         except KeyboardInterrupt:
             bar.console.print(
                 f"stopped; {folder} holds the last whole epoch if there was one; the same command goes on from it",

@@ -11,6 +11,7 @@ can only be said of the very windows and mixtures that a batch is made of, `hear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -35,8 +36,13 @@ class Objective(nn.Module, ABC):
     def wanted(self, rows: Tensor) -> Parts:
         """Named float tensors (rows, ...); mixed like the signals where recordings are mixed."""
 
-    def heard(self, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
-        """More wanted values, of windows that begin at `start` (rows,), mixed already where recordings are mixed."""
+    def heard(self, signal_mv: Tensor, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
+        """More wanted values, of what is about to be heard.
+
+        Args:
+            signal_mv: (rows, leads, samples), mixed already where recordings are mixed, and not yet augmented.
+            rows, start: (rows,) which recordings these are windows of, and where each begins.
+        """
         return {}
 
     @abstractmethod
@@ -217,38 +223,56 @@ class Distillation(_Taught):
 
 
 class LiveDistillation(_Taught):
-    """As `Distillation`, but the teacher is asked anew for each batch, about the very mixtures that the student hears.
+    """As `Distillation`, but the teachers are asked anew for each batch, about the very mixtures that are learned from.
 
-    Mixtures of two recordings are new in every epoch, and no label says what they show: a student that learns the
-    teacher's word of them learns the teacher's function and not only its word of the training recordings (Beyer et
-    al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022).  The teacher hears them before
-    anything is done to them, so that its word stays that of the clean signals.
+    Mixtures of two recordings are new in every epoch, and no label says what they show: a network that learns its
+    teachers' word of them learns their function and not only their word of the training recordings (Beyer et al.,
+    "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022).  The teachers hear them before
+    anything is done to them, so that their word stays that of the clean signals.
 
     Args:
-        teacher: put into evaluation mode.
-        recordings: the training recordings, in the same order, on the teacher's leads.
+        teachers: put into evaluation mode.  Their word is the mean of their logits; where features or relations are
+            learned there is one only.  All hear the same leads, windows and spectrograms.
+        recordings: the training recordings, in the same order, on the teachers' leads; None where these are the ones
+            that are learned from.
+
+    Raises:
+        ValueError: there are several to learn features or relations from.
     """
 
-    def __init__(self, tasks: MultiTask, teacher: M2JLNet, recordings: EcgData, **weights: Unpack[Weights]) -> None:
+    def __init__(
+        self,
+        tasks: MultiTask,
+        teachers: Sequence[M2JLNet],
+        recordings: EcgData | None = None,
+        **weights: Unpack[Weights],
+    ) -> None:
         super().__init__(tasks, **weights)
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
-        self.teacher = teacher.eval().requires_grad_(False)
-        self._front_end = FrontEnd(teacher.spec)
+        if len(teachers) != 1 and (self._feature_weight or self._relation_weight):
+            raise ValueError(f"features and relations are learned from one teacher, not {len(teachers)}")
+        for teacher in teachers:
+            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
+        self._teachers = tuple(teachers)
+        self.teachers = nn.ModuleList(teachers).eval().requires_grad_(False)  # follow the objective to its device
+        self._front_end = FrontEnd(teachers[0].spec)
         self._recordings = recordings
         self._windows: Windows | None = None
 
     @torch.no_grad()
-    def heard(self, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
+    def heard(self, signal_mv: Tensor, rows: Tensor, start: Tensor, mixture: Mixture | None) -> Parts:
         """See `Objective`."""
-        if self._windows is None:
-            self._windows = Windows(self._recordings, rows.device)
-        signal_mv = self._windows.cut(rows, start)
+        if self._recordings is not None:
+            if self._windows is None:
+                self._windows = Windows(self._recordings, rows.device)
+            signal_mv = self._windows.cut(rows, start)
+            signal_mv = signal_mv if mixture is None else mixture(signal_mv)
         with torch.autocast(rows.device.type, enabled=False):  # bf16 would drown the signal in an electrode's offset
-            inputs = self._front_end(signal_mv if mixture is None else mixture(signal_mv))
-        output = self.teacher.forward_all(*inputs)
-        heard = {"soft": torch.sigmoid(output.logits.float() / self._temperature)}
+            inputs = self._front_end(signal_mv)
+        said = [teacher.forward_all(*inputs) for teacher in self._teachers]
+        logits = torch.stack([output.logits.float() for output in said]).mean(dim=0)
+        heard = {"soft": torch.sigmoid(logits / self._temperature)}
         if self._feature_weight:
-            heard["features"] = output.features.float()
+            heard["features"] = said[0].features.float()
         if self._relation_weight:
-            heard["projections"] = torch.stack(output.projections, dim=1).float()
+            heard["projections"] = torch.stack(said[0].projections, dim=1).float()
         return heard

@@ -6,17 +6,23 @@
     opinions = cross_fit(task, Path("runs/held"), repeats=2)      # logits (records, labels)
     result = train(task, Path("runs/teacher"), opinions=opinions)
 
+    result = train(task, Path("runs/born-again"), teachers=[Path("runs/teacher/best.safetensors")])
+
 Cross-fitting gives every training recording a second opinion.  Annotators disagree, and a network that trains long
 enough learns their slips by heart.  So for each training fold a network is trained on the other folds, and what it
 says of the fold that it has not seen is kept; the final network learns these opinions beside the labels, as a student
 learns from its teacher (`train.objectives.Distillation`).
+
+Teachers are networks that are trained already, of the same size perhaps: a network that learns what they say of
+recordings, and of mixtures of recordings, can become better than they are (Furlanello et al., "Born-Again Neural
+Networks", ICML 2018; `train.objectives.LiveDistillation`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,12 +38,16 @@ from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
 from train.model import M2JLNet
 from train.noise import load_noise
-from train.objectives import Distillation, MultiTask, Objective
+from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
+from train.origin import folds_named
 from train.presets import Preset
 from train.table import Table, open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
+TEACHER_SHARE, TEACHER_TEMPERATURE = 0.9, 2.0  # as in the shipped recipe of `m2jl compress`, chosen on the same fold
+# What a teacher and its pupil must have in common: the pupil is told what the teacher says of what the pupil hears.
+SAME_FOR_TEACHERS = ("leads", "rate_hz", "window_s", "band_hz", "scale_mv", "spectrogram", "labels")
 SEED_STEP = 10  # between the networks of two repeats of one fold
 
 Progress = Callable[[int, int], None]
@@ -151,6 +161,7 @@ def train(
     out: Path,
     *,
     opinions: NDArray[np.float32] | None = None,
+    teachers: Sequence[Path] = (),
     fabric: Fabric | None = None,
     hooks: Hooks | None = None,
 ) -> FitResult:
@@ -158,12 +169,25 @@ def train(
 
     Args:
         opinions: (training recordings, labels) logits of `cross_fit`, or None to learn from the labels alone.
+        teachers: checkpoints, the mean of whose logits is learned instead of opinions; they are asked in each step.
+
+    Raises:
+        CheckpointError: a teacher cannot be read, hears or says something else than the preset's network, or has
+            learned from the recordings that this one is chosen by.
     """
     preset, data = task.preset, task.train
     tasks = _tasks(preset, data)
     info = _info(task)
     objective: Objective = tasks
-    if opinions is not None:
+    if teachers:
+        nets = [_teacher(path, task) for path in teachers]
+        objective = LiveDistillation(tasks, nets, temperature=TEACHER_TEMPERATURE, teacher_share=TEACHER_SHARE)
+        info |= {
+            "teacher_share": TEACHER_SHARE,
+            "teacher_temperature": TEACHER_TEMPERATURE,
+            "teachers_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in teachers],
+        }
+    elif opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
         info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
     return fit(
@@ -178,6 +202,21 @@ def train(
         fabric=fabric,
         noise=task.noise,
     )
+
+
+def _teacher(path: Path, task: Task) -> M2JLNet:
+    """A network that is trained already; raises what `train` says of teachers."""
+    net, info = checkpoint.load_network(path)
+    spec, fold = task.preset.spec, task.preset.validation_fold
+    for field in SAME_FOR_TEACHERS:
+        if getattr(net.spec, field) != getattr(spec, field):
+            raise CheckpointError(
+                f"{path} has {field} {getattr(net.spec, field)!r}, where the network that it is to teach has "
+                f"{getattr(spec, field)!r}"
+            )
+    if fold in info.get("train_folds", folds_named(net.spec.trained_on, task.train.table) or ()):
+        raise CheckpointError(f"{path} was trained on fold {fold}, by which the network that it is to teach is chosen")
+    return net
 
 
 def cross_fit(

@@ -294,7 +294,7 @@ class _Epochs:
         if mixture is not None:
             signal_mv, wanted = mixture(signal_mv), {name: mixture(x) for name, x in wanted.items()}
         with self._fabric.autocast():
-            wanted |= self._objective.heard(rows, start, mixture)
+            wanted |= self._objective.heard(signal_mv, rows, start, mixture)
         signal_mv = augment(signal_mv, generator, run.net.spec.rate_hz, config.augmentation, self._noise)
         ecg, spectrogram = self._front_end(signal_mv)
         for group in run.optimizer.param_groups:

@@ -232,6 +232,23 @@ def test_second_opinions_are_made_once_and_shared_between_seeds(
     assert "holds a run with another opinion" in err.strip().splitlines()[-1]
 
 
+@pytest.mark.usefixtures("small_base")
+def test_a_network_is_born_again_from_its_teachers(m2jl: M2jl, mini: Path, tmp_path: Path, cache: Path) -> None:
+    command = ("train", "ptbxl-super", "--data", mini, "--cache", cache, "--epochs", 1, "--batch", 8)
+    for seed in (1, 2):
+        code, _, err = m2jl(*command, "--seed", seed, "--out", tmp_path / str(seed))
+        assert code == 0, err
+    teachers = [tmp_path / str(seed) / "best.safetensors" for seed in (1, 2)]
+    asked = ("--teacher", teachers[0], "--teacher", teachers[1])
+    code, _, err = m2jl(*command, *asked, "--mixup", 0.4, "--out", tmp_path / "again")
+    assert code == 0, err
+    assert "loss_teacher" in figures(tmp_path / "again" / "log.jsonl")[0]
+    assert len(checkpoint.load(tmp_path / "again" / "best.safetensors")[1]["teachers_sha256"]) == 2
+    code, _, err = m2jl(*command, *asked, "--leads", "I,II", "--out", tmp_path / "two-leads")
+    assert code == 2
+    assert "has leads" in err.strip().splitlines()[-1]
+
+
 def test_lists(m2jl: M2jl) -> None:
     code, out, _ = m2jl("train", "--list")
     assert code == 0
@@ -332,6 +349,8 @@ def test_a_batch_too_large_for_the_memory_is_told_by_its_option(
         (("ptbxl-super", "--cross-fit", "-1"), "--cross-fit"),
         (("ptbxl-super", "--precision", "fp8"), "--precision"),
         (("ptbxl-super", "--device", "tpu"), "--device"),
+        (("ptbxl-super", "--data", ".", "--teacher", "absent.safetensors"), "absent.safetensors"),
+        (("ptbxl-super", "--data", ".", "--teacher", __file__, "--cross-fit", "2"), "--teacher"),
     ],
 )
 def test_a_wrong_call_names_the_argument(m2jl: M2jl, arguments: tuple[str, ...], says: str) -> None:

@@ -16,7 +16,7 @@ from train.dataset import EcgData
 from train.frontend import FrontEnd
 from train.losses import supervised_contrastive
 from train.model import M2JLNet, NetConfig, Output, count_parameters
-from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, similarity_distance
+from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights, similarity_distance
 
 ROWS = [3, 0, 7, 2]
 
@@ -283,17 +283,24 @@ def test_a_weight_needs_what_it_weighs(vectors: tuple[np.ndarray, np.ndarray]) -
         Distillation(silent(labels), labels, temperature=1.0, teacher_share=1.0, relation_weight=3.0)
 
 
+def asked(live: LiveDistillation, data: EcgData, mixture: Mixture | None = None) -> dict[str, Tensor]:
+    """What teachers say of the first windows of ROWS, these being mixed or not."""
+    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    signal_mv = torch.from_numpy(data.windows(rows.numpy(), start.numpy()))
+    return live.heard(signal_mv if mixture is None else mixture(signal_mv), rows, start, mixture)
+
+
 def test_a_teacher_that_is_asked_live_says_what_is_kept_of_it_where_nothing_is_mixed(
     small: NetConfig, spec: ModelSpec, train_data: EcgData, output: Output
 ) -> None:
     torch.manual_seed(2)
     teacher = M2JLNet(small, spec)
-    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    rows = torch.tensor(ROWS)
     with torch.no_grad():
         said = teacher.eval().forward_all(*FrontEnd(spec)(torch.from_numpy(train_data.windows(*train_data.cut()))))
     tasks = MultiTask(train_data.targets, contrastive=0.1, temperature=0.1)
-    how = {"temperature": 2.0, "teacher_share": 0.7, "feature_weight": 3.0, "relation_weight": 2.0}
-    live = LiveDistillation(tasks, teacher.train(), train_data, **how)
+    how: Weights = {"temperature": 2.0, "teacher_share": 0.7, "feature_weight": 3.0, "relation_weight": 2.0}
+    live = LiveDistillation(tasks, [teacher.train()], **how)
     kept = Distillation(
         tasks,
         said.logits.numpy(),
@@ -303,37 +310,56 @@ def test_a_teacher_that_is_asked_live_says_what_is_kept_of_it_where_nothing_is_m
     )
     assert not teacher.training
     assert not any(p.requires_grad for p in live.parameters())
-    wanted = live.wanted(rows) | live.heard(rows, start, None)
-    assert kept.heard(rows, start, None) == {}
+    wanted = live.wanted(rows) | asked(live, train_data)
+    nothing = torch.zeros(4, 12, spec.window_samples)
+    assert kept.heard(nothing, rows, torch.zeros(4, dtype=torch.int64), None) == {}
     for name, value in kept.wanted(rows).items():
         torch.testing.assert_close(wanted.pop(name), value, rtol=2e-3, atol=2e-3)
     assert not wanted
     of_features = output._replace(features=torch.randn(4, said.features.shape[1]))
-    parts = live(of_features, live.wanted(rows) | live.heard(rows, start, None))
+    parts = live(of_features, live.wanted(rows) | asked(live, train_data))
     for name, value in kept(of_features, kept.wanted(rows)).items():
         torch.testing.assert_close(parts[name], value, rtol=2e-3, atol=2e-3)
 
 
-def test_a_teacher_that_is_asked_live_hears_the_mixtures(
+def test_a_teacher_that_is_asked_live_hears_the_mixtures_on_its_own_leads(
     small: NetConfig, spec: ModelSpec, train_data: EcgData
 ) -> None:
     torch.manual_seed(2)
     teacher = M2JLNet(small, spec).eval()
     tasks = MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)
-    live = LiveDistillation(tasks, teacher, train_data, temperature=1.0, teacher_share=1.0)
-    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
     mixture = Mixture(torch.tensor([1.0, 0.5, 0.7, 0.9]), torch.tensor([1, 2, 3, 0]))
-    signal_mv = torch.from_numpy(train_data.windows(rows.numpy(), start.numpy()))
+    signal_mv = torch.from_numpy(train_data.windows(np.array(ROWS), np.zeros(len(ROWS), np.int64)))
     by_hand = torch.stack(
         [own * signal_mv[k] + (1 - own) * signal_mv[other] for k, (own, other) in enumerate(zip(*mixture, strict=True))]
     )
     with torch.no_grad():
         wanted = torch.sigmoid(teacher(*FrontEnd(spec)(by_hand)))
-    heard = live.heard(rows, start, mixture)
+    live = LiveDistillation(tasks, [teacher], temperature=1.0, teacher_share=1.0)
+    heard = asked(live, train_data, mixture)
     torch.testing.assert_close(heard["soft"], wanted)
     # It is the network's word of the mixture, not the mixture of its words.
-    apart = mixture(live.heard(rows, start, None)["soft"])
+    apart = mixture(asked(live, train_data)["soft"])
     assert (heard["soft"] - apart).abs().max() > 1e-3
+    # One that hears other leads than its pupil cuts and mixes the same stretches of its own recordings.
+    elsewhere = LiveDistillation(tasks, [teacher], train_data, temperature=1.0, teacher_share=1.0)
+    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
+    one_lead = torch.zeros(len(ROWS), 1, spec.window_samples)
+    torch.testing.assert_close(elsewhere.heard(one_lead, rows, start, mixture)["soft"], wanted)
+
+
+def test_several_teachers_say_the_mean_of_their_logits(small: NetConfig, spec: ModelSpec, train_data: EcgData) -> None:
+    torch.manual_seed(2)
+    teachers = [M2JLNet(small, spec).eval() for _ in range(3)]
+    tasks = MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)
+    inputs = FrontEnd(spec)(torch.from_numpy(train_data.windows(np.array(ROWS), np.zeros(len(ROWS), np.int64))))
+    with torch.no_grad():
+        logits = [teacher(*inputs).numpy() for teacher in teachers]
+    assert np.std(logits, axis=0).min() > 1e-4
+    heard = asked(LiveDistillation(tasks, teachers, temperature=2.0, teacher_share=1.0), train_data)
+    np.testing.assert_allclose(heard["soft"].numpy(), 1 / (1 + np.exp(-np.mean(logits, axis=0) / 2)), rtol=1e-5)
+    with pytest.raises(ValueError, match="features and relations are learned from one teacher, not 3"):
+        LiveDistillation(tasks, teachers, temperature=2.0, teacher_share=1.0, feature_weight=1.0)
 
 
 def test_the_signal_chain_of_a_teacher_that_is_asked_in_bf16_stays_in_float32(
@@ -343,11 +369,10 @@ def test_the_signal_chain_of_a_teacher_that_is_asked_in_bf16_stays_in_float32(
     # An electrode's offset, beside which bf16 has no digits left for a heart.
     offset = replace(train_data, samples=train_data.samples + np.float32(300.0))
     tasks = MultiTask(train_data.targets, contrastive=0.0, temperature=0.1)
-    live = LiveDistillation(tasks, M2JLNet(small, spec), offset, temperature=1.0, teacher_share=1.0)
-    rows, start = torch.tensor(ROWS), torch.zeros(len(ROWS), dtype=torch.int64)
-    exact = live.heard(rows, start, None)["soft"]
+    live = LiveDistillation(tasks, [M2JLNet(small, spec)], temperature=1.0, teacher_share=1.0)
+    exact = asked(live, offset)["soft"]
     with torch.autocast("cpu", torch.bfloat16):
-        rough = live.heard(rows, start, None)["soft"]
+        rough = asked(live, offset)["soft"]
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, atol=0.01, rtol=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from train.errors import CheckpointError, DataError
 from train.model import NETS, NetConfig
 from train.presets import PRESETS, Preset, customised
 from train.table import open_table
-from train.task import OPINION_SHARE, Task, cross_fit, load_task
+from train.task import OPINION_SHARE, TEACHER_SHARE, TEACHER_TEMPERATURE, Task, cross_fit, load_task
 from train.task import train as train_task
 from train.trainer import FitResult, Hooks, fit, predict
 
@@ -271,6 +272,54 @@ def test_opinions_are_learned_beside_the_labels_and_told(task: Task, tmp_path: P
     for out, kind in (("taught", None), ("plain", opinions)):
         with pytest.raises(CheckpointError, match="another opinion"):
             train_task(task, tmp_path / out, opinions=kind)
+
+
+def test_what_teachers_say_of_mixtures_is_learned_and_told(task: Task, tmp_path: Path) -> None:
+    first, second = (
+        train_task(replace(task, preset=chosen(seed=seed)), tmp_path / f"teacher{seed}").best for seed in (1, 2)
+    )
+    mixed = replace(task, preset=chosen(mixup=0.4))
+    result = train_task(mixed, tmp_path / "taught", teachers=[first, second])
+    row = result.history[0]
+    assert {"loss_teacher", "loss_labels", "loss_contrast", "loss_auxiliary"} <= row.keys()
+    _, info = checkpoint.load(result.best)
+    assert info["teachers_sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
+    assert (info["teacher_share"], info["teacher_temperature"]) == (TEACHER_SHARE, TEACHER_TEMPERATURE)
+    assert not any(name.startswith("teacher") for name in checkpoint.load(result.best)[0])
+    # Each of them is heard, and heard as mixed.
+    for teachers, of in (([first], mixed), ([second], mixed), ([first, second], task)):
+        other = train_task(of, tmp_path / f"other{len(list(tmp_path.iterdir()))}", teachers=teachers)
+        assert other.history[0]["loss_teacher"] != row["loss_teacher"]
+    with pytest.raises(CheckpointError, match="another teachers_sha256"):
+        train_task(mixed, tmp_path / "taught", teachers=[second])
+    with pytest.raises(CheckpointError, match="another teacher"):
+        train_task(mixed, tmp_path / "taught")
+
+
+def test_a_teacher_that_hears_or_says_something_else_is_refused(mini: Path, task: Task, tmp_path: Path) -> None:
+    teacher = train_task(task, tmp_path / "teacher").best
+    for fields, says in (
+        ({"leads": ("I", "II")}, r"has leads \('I', .*'V6'\), where the network that it is to teach has \('I', 'II'\)"),
+        ({"window_s": 5.0}, r"has window_s 10\.0, where .* has 5\.0"),
+        ({"labels": ("NORM", "MI"), "thresholds": (0.5, 0.5)}, "has labels"),
+    ):
+        other = replace(task, preset=chosen().with_spec(**fields))
+        with pytest.raises(CheckpointError, match=says):
+            train_task(other, tmp_path / "pupil", teachers=[teacher])
+    assert not (tmp_path / "pupil").exists()
+
+
+def test_a_teacher_that_knows_the_fold_to_choose_by_is_refused(task: Task, tmp_path: Path) -> None:
+    teacher = train_task(task, tmp_path / "teacher").best
+    tensors, info = checkpoint.load(teacher)
+    for name, header in (
+        ("told by its run", info | {"train_folds": [2, 9]}),
+        ("told by its spec", {k: v for k, v in info.items() if k != "train_folds"}),
+    ):
+        header["spec"] = header["spec"] | {"trained_on": f"{PTB_XL.title} folds 1-9, 100 Hz"}
+        checkpoint.save(tmp_path / "knows.safetensors", tensors, header)
+        with pytest.raises(CheckpointError, match=r"knows\.safetensors was trained on fold 9, by which"):
+            train_task(task, tmp_path / name, teachers=[tmp_path / "knows.safetensors"])
 
 
 def test_a_run_is_not_resumed_with_other_labels_signals_or_noise(task: Task, tmp_path: Path) -> None:
