@@ -118,7 +118,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"m2jl: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
+    # Under torchrun a fault of the user's is every process's; one says so.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"m2jl: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the one place where errors are printed
     sys.exit(code)
 
 

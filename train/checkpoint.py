@@ -24,6 +24,7 @@ from runtime.errors import ModelError
 from runtime.session import write_atomically
 from runtime.spec import ModelSpec
 from train.errors import CheckpointError
+from train.files import put_in_place
 from train.model import M2JLNet, NetConfig
 
 INFO_KEY = "m2jl.checkpoint"
@@ -49,7 +50,7 @@ def save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {INFO_KEY: text})
         partial.chmod(0o644)  # safetensors writes for its owner only
-        os.replace(partial, path)
+        put_in_place(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -69,6 +70,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             info = json.loads(header[INFO_KEY])
+            if not isinstance(info, dict):
+                raise CheckpointError(f"{path} has a damaged header: {INFO_KEY} is no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
@@ -97,7 +100,7 @@ def described(info: dict[str, Any], path: Path) -> Described:
     try:
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in info["net"].items()}
         return Described(NetConfig(**fields), ModelSpec.from_json(json.dumps(info["spec"])))
-    except (KeyError, TypeError, ValueError, ModelError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
         raise _foreign(path, error) from error
 
 
@@ -109,7 +112,7 @@ def load_network(path: Path) -> tuple[M2JLNet, dict[str, Any]]:
     try:
         net = M2JLNet(about.net, about.spec)
         net.load_state_dict(weights or tensors)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise _foreign(path, error) from error
     return net.eval(), info
 

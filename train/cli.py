@@ -56,16 +56,25 @@ def progress_bar(*, shown: bool = True) -> Progress:
 
 
 def stepper(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
-    """What moves a task's bar, given the steps done and their total; in a log file a line now and then."""
+    """What moves a task's bar, given the steps done and their total; in a log file a line now and then.
 
+    Steps that a run before this one has done, and those of another network, say nothing of the time left: it is
+    reckoned from the first call on, and anew when the steps begin anew.
+    """
     began_s = told_s = time.monotonic()
+    begun = last = -1
 
     def step(done: int, total: int) -> None:
-        nonlocal told_s
+        nonlocal began_s, told_s, begun, last
+        now_s = time.monotonic()
+        if not -1 < last < done:
+            bar.reset(task, completed=done, total=total)
+            begun, began_s = done, now_s
+        last = done
         bar.update(task, completed=done, total=total)
-        if bar.disable and time.monotonic() - told_s >= PLAIN_EVERY_S:
-            told_s = time.monotonic()
-            left_s = (told_s - began_s) / done * (total - done)
+        if bar.disable and now_s - told_s >= PLAIN_EVERY_S and done > begun:
+            told_s = now_s
+            left_s = (now_s - began_s) / (done - begun) * (total - done)
             bar.console.print(f"{done} of {total}, {left_s / 60:.0f} min left", soft_wrap=True)
 
     return step
@@ -161,6 +170,7 @@ def train(
     from train.model import count_macs, count_parameters
     from train.noise import NOISE_SHARE
     from train.presets import customised
+    from train.processes import first_one_first
     from train.task import cross_fit as second_opinions
     from train.task import load_task
     from train.task import train as run
@@ -190,8 +200,9 @@ def train(
             say(network)
             bar.console.print(network, soft_wrap=True)
 
-        with fabric.rank_zero_first():  # it prepares the recordings, the others find them
-            loaded = load_task(chosen, data, noise=noise, cache=cache, say=say, progress=stepper(bar, task))
+        loaded = first_one_first(
+            fabric, lambda: load_task(chosen, data, noise=noise, cache=cache, say=say, progress=stepper(bar, task))
+        )
         network = loaded.network(chosen.fit.seed)
         left_out = len(loaded.train.unreadable) + len(loaded.validation.unreadable)
         bar.console.print(

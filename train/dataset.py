@@ -33,6 +33,7 @@ from runtime.spec import LEADS_12, ModelSpec
 from train.cache import default_cache, partial_of, sweep, touch
 from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
 from train.errors import DataError
+from train.files import put_in_place
 from train.table import Recording, Table, open_table
 from train.wfdb_files import UnreadableError
 
@@ -220,7 +221,7 @@ def _build(folder: Path, spec: ModelSpec, table: Table, recordings: Sequence[Rec
     partial.mkdir(parents=True, exist_ok=True)
     try:
         _fill(partial, spec, table, recordings, progress)
-        partial.rename(folder)
+        put_in_place(partial, folder)
     except OSError:
         # Another process may have been faster; its folder holds the same bytes.
         if not (folder / "index.json").is_file():

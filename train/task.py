@@ -24,6 +24,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -36,11 +37,13 @@ from train import checkpoint
 from train.dataset import EcgData, content_hash, load_table
 from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
+from train.files import put_in_place
 from train.model import M2JLNet
 from train.noise import load_noise
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
 from train.origin import folds_named
 from train.presets import Preset
+from train.processes import first_one_first
 from train.table import Table, open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
@@ -266,7 +269,8 @@ def cross_fit(
             fabric=fabric,
             noise=task.noise,
         )
-        total[held] += kept_outputs(result.best, _take(data, held), result.best.parent, fabric.device).logits
+        ask = partial(kept_outputs, result.best, _take(data, held), result.best.parent, fabric.device)
+        total[held] += first_one_first(fabric, ask).logits
     return total / np.float32(repeats)
 
 
@@ -319,12 +323,12 @@ def _network(path: Path, device: torch.device | None) -> M2JLNet:
 
 def _write(file: Path, fill: Callable[[BinaryIO], None]) -> None:
     """Write a file beside, then put it in its place."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    unfinished = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        with unfinished.open("wb") as stream:
             fill(stream)
-        os.replace(partial, file)
+        put_in_place(unfinished, file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {file}: {error}") from error

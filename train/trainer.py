@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from train.frontend import FrontEnd
 from train.metrics import best_thresholds, macro_auc, macro_f1, told_apart
 from train.model import M2JLNet, Output, count_macs, count_parameters
 from train.objectives import Objective, Parts
+from train.processes import for_all
 
 WARM_UP = 0.3  # share of the steps in which the rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 1e4
@@ -102,13 +104,18 @@ def make_fabric(precision: Precision = "auto", device: Device = "auto") -> Fabri
     training is slower than float32.
 
     Raises:
-        TrainError: `cuda` is asked for and not there.
+        TrainError: `cuda` is asked for and not there, or there are more processes than devices.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainError("there is no CUDA device here; with --device auto training takes the CPU")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda and local > torch.cuda.device_count():
+        raise TrainError(
+            f"{local} processes were started on this machine, which has {torch.cuda.device_count()} CUDA devices: "
+            f"start no more than these, or choose --device cpu"
+        )
     if precision == "auto":
         precision = "bf16" if cuda and torch.cuda.get_device_capability()[0] >= 8 else "32"
     return Fabric(
@@ -215,6 +222,11 @@ class _Run:
             slots.setdefault(int(k), {})[slot] = tensor
         optimizer["state"] = slots
         self.optimizer.load_state_dict(optimizer)
+        for parameter, state in self.optimizer.state.items():
+            for name, slot in state.items():
+                if slot.shape == parameter.shape:
+                    # Files know no channels-last, and a GPU's fused optimizer takes no moments of another layout.
+                    state[name] = torch.empty_like(parameter).copy_(slot)
         self.history = history
 
 
@@ -380,6 +392,45 @@ def _write_log(out: Path, history: list[dict[str, float]]) -> None:
         raise CheckpointError(f"cannot write {out / 'curves.svg'}: {error}") from error
 
 
+def _make_ready(out: Path) -> None:
+    """Make the run's folder, and sweep out what a killed run was writing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
+        for unfinished in out.glob("*.[0-9]*.partial"):
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
+
+
+def _keep(
+    run: _Run,
+    validation: EcgData,
+    out: Path,
+    header: dict[str, Any],
+    epoch: int,
+    losses: dict[str, float],
+    began_s: float,
+) -> dict[str, float]:
+    """Judge an epoch and write what is left of it; its row of the history."""
+    figures, thresholds = _validate(run, validation, epoch)
+    row = {
+        "epoch": epoch + 1,
+        **{f"loss_{name}": value for name, value in losses.items()},
+        **figures,
+        "rate": run.optimizer.param_groups[0]["lr"],
+        "seconds": time.monotonic() - began_s,
+    }
+    if row["macro_auc"] >= max((past["macro_auc"] for past in run.history), default=0.0):
+        size = {"parameters": count_parameters(run.net), "macs": count_macs(run.average)}
+        spec = run.net.spec.model_copy(update={"thresholds": thresholds, **size})
+        best = {**header, **checkpoint.network_info(run.net, spec), "best_epoch": epoch + 1, "validation": row}
+        checkpoint.save(out / "best.safetensors", dict(run.average.state_dict()), best)
+    history = [*run.history, row]
+    checkpoint.save(out / "last.safetensors", run.tensors(), {**header, "history": history})
+    _write_log(out, history)
+    return row
+
+
 def fit(
     net: M2JLNet,
     train: EcgData,
@@ -414,10 +465,7 @@ def fit(
             f"{validation.table}: no finding is both present and absent among the {len(validation)} recordings to "
             "choose on"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
+    for_all(fabric, lambda: _make_ready(out))
     try:
         return _fit(net, train, validation, objective, config, out, info or {}, hooks, fabric, noise)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -441,15 +489,17 @@ def _fit(
     noise: NDArray[np.float32] | None,
 ) -> FitResult:
     run = _Run(net, config, fabric.device)
-    header = {**checkpoint.network_info(net, net.spec), "fit": asdict(config), **info}
+    # Thresholds are tuned for the averaged network of the best epoch, and are in its checkpoint.
+    untuned = net.spec.model_copy(update={"thresholds_from": ""})
+    precision = fabric.strategy.precision.precision
+    header = {**checkpoint.network_info(net, untuned), "fit": asdict(config), "precision": precision, **info}
     header = json.loads(json.dumps(header))  # as it will be read back: JSON has no tuples
     last = out / "last.safetensors"
     if fabric.broadcast(last.is_file()) != last.is_file():
         raise CheckpointError(f"{last} is not there for all processes: --out must be on a disk that they share")
     if last.is_file():
         _resume(run, last, header)
-        if fabric.is_global_zero:
-            _write_log(out, run.history)  # a kill may have come between the checkpoint and its line
+        for_all(fabric, lambda: _write_log(out, run.history))  # a kill may have come between checkpoint and line
     epochs = _Epochs(fabric, run, train, objective, config, None if noise is None else torch.from_numpy(noise))
     if fabric.global_rank:
         hooks = Hooks()
@@ -463,31 +513,9 @@ def _fit(
             break
         began_s = time.monotonic()
         losses = epochs.train(epoch, hooks)
-        row: dict[str, float] = {}
+        run.history.append(for_all(fabric, partial(_keep, run, validation, out, header, epoch, losses, began_s)))
         if fabric.is_global_zero:
-            figures, thresholds = _validate(run, validation, epoch)
-            row = {
-                "epoch": epoch + 1,
-                **{f"loss_{name}": value for name, value in losses.items()},
-                **figures,
-                "rate": run.optimizer.param_groups[0]["lr"],
-                "seconds": time.monotonic() - began_s,
-            }
-            if row["macro_auc"] >= max((past["macro_auc"] for past in run.history), default=0.0):
-                tuned = {"thresholds": thresholds, "parameters": count_parameters(net), "macs": count_macs(run.average)}
-                spec = net.spec.model_copy(update=tuned)
-                best_header = {
-                    **header,
-                    **checkpoint.network_info(net, spec),
-                    "best_epoch": epoch + 1,
-                    "validation": row,
-                }
-                checkpoint.save(out / "best.safetensors", dict(run.average.state_dict()), best_header)
-        run.history.append(fabric.broadcast(row))
-        if fabric.is_global_zero:
-            checkpoint.save(last, run.tensors(), {**header, "history": run.history})
-            _write_log(out, run.history)
-            hooks.on_epoch(row)
+            hooks.on_epoch(run.history[-1])
     fabric.barrier()
     best = max(run.history, key=lambda row: (row["macro_auc"], row["epoch"]))  # of equals the last one was kept
     return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], run.history)

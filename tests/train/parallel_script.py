@@ -22,6 +22,7 @@ import train.trainer
 from train import checkpoint
 from train.augment import Augmentation
 from train.dataset import load
+from train.errors import CheckpointError, DivergedError
 from train.model import M2JLNet, NetConfig
 from train.objectives import Distillation, MultiTask, Objective
 from train.presets import PRESETS, customised
@@ -112,15 +113,32 @@ def main(data: Path, cache: Path, out: Path) -> None:
 
 
 def codes(data: Path, cache: Path, out: Path) -> list[int]:
-    """What the command ends with: once well, once not."""
+    """What the command ends with: once well, and then not: by its options, its data set, its disk and its figures."""
     found = []
-    for net in ("nano", "huge"):
-        options = ("--data", data, "--cache", cache, "--out", out / "command", "--net", net, "--epochs", 2)
+    write_log, validate = train.trainer._write_log, train.trainer._validate
+
+    def full(*_: Any) -> None:
+        raise CheckpointError("no room for the log")
+
+    def diverged(*_: Any) -> Any:
+        raise DivergedError("not a number")
+
+    for name, net, root in (
+        ("command", "nano", data),
+        ("wrong option", "huge", data),
+        ("wrong data", "nano", data / "absent"),
+        ("full disk", "nano", data),
+        ("diverged", "nano", data),
+    ):
+        train.trainer._write_log = full if name == "full disk" else write_log
+        train.trainer._validate = diverged if name == "diverged" else validate
+        options = ("--data", root, "--cache", cache, "--out", out / name, "--net", net, "--epochs", 2)
         sys.argv = ["m2jl", "train", "ptbxl-super", *map(str, options), "--batch", "8", "--device", "cpu"]
         try:
             command.main()
         except SystemExit as ended:
             found.append(int(ended.code or 0))
+    train.trainer._write_log, train.trainer._validate = write_log, validate
     return found
 
 

@@ -100,6 +100,21 @@ def test_a_header_that_is_not_json(tmp_path: Path) -> None:
     refuses(checkpoint.load, path, "not a readable checkpoint")
 
 
+@pytest.mark.parametrize("header", ["[]", "3", "null"])
+def test_a_header_that_is_no_object(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "broken.safetensors"
+    save_file({"a": torch.ones(2)}, path, {checkpoint.INFO_KEY: header})
+    refuses(checkpoint.load, path, "damaged header")
+
+
+def net_is_a_list(info: dict[str, Any]) -> None:
+    info["net"] = list(info["net"])
+
+
+def widths_are_a_word(info: dict[str, Any]) -> None:
+    info["net"]["time_channels"] = "wide"
+
+
 def drop_net(info: dict[str, Any]) -> None:
     del info["net"]
 
@@ -128,6 +143,8 @@ def damaged_spec(info: dict[str, Any]) -> None:
     ("change", "says"),
     [
         (drop_net, "net"),
+        (net_is_a_list, "items"),
+        (widths_are_a_word, "str"),
         (unknown_option, "attention_heads"),
         (wider, "size mismatch"),
         (no_branch, "at least one"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 import train.dataset
 import train.model
 import train.trainer
 from train import checkpoint
+from train.cli import stepper
 from train.model import NetConfig
 from train.presets import PRESETS
 
@@ -357,3 +361,29 @@ def test_a_wrong_call_names_the_argument(m2jl: M2jl, arguments: tuple[str, ...],
     code, _, err = m2jl("train", *arguments)
     assert code == 2
     assert says in err
+
+
+def time_left(monkeypatch: pytest.MonkeyPatch, steps: list[tuple[float, int]], total: int) -> list[str]:
+    """What a log file is told while steps are done at these instants, in seconds."""
+    clock = {"now_s": 0.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now_s"])
+    said = io.StringIO()
+    bar = Progress(console=Console(file=said, width=200), disable=True)
+    step = stepper(bar, bar.add_task("training", total=None))
+    for clock["now_s"], done in steps:
+        step(done, total)
+    return said.getvalue().splitlines()
+
+
+def test_the_time_left_is_reckoned_from_what_this_run_has_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Gone on with at step 1000 of 2000, after a minute of preparation; 3 s a step.
+    gone_on = [(60.0 + 3 * k, 1000 + k) for k in range(1, 12)]
+    assert time_left(monkeypatch, gone_on, 2000) == ["1002 of 2000, 50 min left"]
+
+
+def test_the_time_left_begins_anew_with_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [(3.0 * k, k) for k in range(1, 122)]
+    second = [(363.0 + 3 * k, k) for k in range(1, 11)]
+    told = time_left(monkeypatch, first + second, 121)
+    assert told[0] == "10 of 121, 6 min left"
+    assert told[-2:] == ["120 of 121, 0 min left", "9 of 121, 6 min left"]

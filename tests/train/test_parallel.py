@@ -154,13 +154,22 @@ def test_the_command_says_all_once_and_its_checkpoint_serves_one_process(
     out = two / "command"
     assert done.stdout.count(f"{out / 'best.safetensors'}: epoch ") == 1
     for said in ("14 recordings to train on", "epoch   1/2", "epoch   2/2"):
-        assert done.stderr.count(said) == 1, said
+        assert done.stderr.partition("m2jl: error")[0].count(said) == 1, said
     assert sorted(path.name for path in out.iterdir()) == FILES
     net, info = checkpoint.load_network(out / "best.safetensors")
     assert (info["net_name"], len(rows(out))) == ("nano", 2)
     assert all(torch.isfinite(tensor).all() for tensor in net.state_dict().values())
 
 
-def test_all_processes_end_with_the_command_s_code(two: Path, done: subprocess.CompletedProcess[str]) -> None:
-    assert [process(two, rank)["codes"] for rank in (0, 1)] == [[0, 2], [0, 2]]
-    assert "m2jl: error: there is no network 'huge'" in done.stderr
+def test_all_processes_end_with_the_command_s_code_and_one_says_why(
+    two: Path, done: subprocess.CompletedProcess[str]
+) -> None:
+    wanted = [0, 2, 2, 2, 1]
+    assert [process(two, rank)["codes"] for rank in (0, 1)] == [wanted, wanted]
+    said = [line for line in done.stderr.splitlines() if line.startswith("m2jl: error")]
+    assert len(said) == len(wanted) - 1
+    for line, what in zip(
+        said, ("there is no network 'huge'", "absent", "no room for the log", "not a number"), strict=True
+    ):
+        assert what in line
+    assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train.trainer
 from runtime.model import sigmoid
@@ -392,6 +393,55 @@ def test_a_full_disk_is_told_by_the_file_and_the_run_goes_on_when_there_is_room(
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
 
 
+def test_moments_come_back_in_their_parameters_own_layout(run: Run, tmp_path: Path) -> None:
+    """A GPU's fused optimizer refuses others; convolutions lie channels-last, which files do not know."""
+    layouts: list[bool] = []
+
+    def look(optimizer: torch.optim.Optimizer, _arguments: object, _options: object) -> None:
+        for parameter, state in optimizer.state.items():
+            layouts.extend(slot.stride() == parameter.stride() for slot in state.values() if slot.ndim == 4)
+
+    def stop(_row: dict[str, float]) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path, hooks=Hooks(on_epoch=stop))
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        run(tmp_path)
+    finally:
+        handle.remove()
+    assert len(layouts) > 100
+    assert all(layouts)
+
+
+def test_a_run_does_not_go_on_in_another_precision(run: Run, tmp_path: Path) -> None:
+    def stop(_row: dict[str, float]) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(tmp_path, hooks=Hooks(on_epoch=stop))
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["precision"] == "32-true"
+    with pytest.raises(CheckpointError, match="holds a run with another precision"):
+        run(tmp_path, fabric=train.trainer.make_fabric("bf16", "cpu"))
+
+
+def test_only_a_tuned_checkpoint_says_what_its_thresholds_are_from(whole: FitResult, spec: ModelSpec) -> None:
+    assert spec.thresholds_from
+    best, last = (checkpoint.load_network(whole.best.with_name(f"{name}.safetensors"))[0] for name in ("best", "last"))
+    assert best.spec.thresholds_from == spec.thresholds_from
+    assert (last.spec.thresholds_from, set(last.spec.thresholds)) == ("", {0.5})
+
+
+def test_what_a_killed_run_was_writing_is_swept_out(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    strangers = [tmp_path / "held" / "last.12.partial", tmp_path / "notes.partial"]
+    for path in (tmp_path / "last.12345.partial", *strangers):
+        path.write_text("half a checkpoint")
+    run(tmp_path, replace(CONFIG, epochs=1))
+    assert sorted(tmp_path.rglob("*.partial")) == sorted(strangers)
+
+
 def test_fewer_recordings_than_a_batch_still_train(run: Run, tmp_path: Path) -> None:
     result = run(tmp_path, replace(CONFIG, epochs=1, batch=64))
     assert len(result.history) == 1
@@ -462,6 +512,14 @@ def test_precision_and_device_of_a_machine_without_a_gpu(monkeypatch: pytest.Mon
     assert (fabric.device.type, fabric.world_size, fabric._precision.precision) == ("cpu", 1, "32-true")
     with pytest.raises(TrainError, match="there is no CUDA device"):
         train.trainer.make_fabric(device="cuda")
+
+
+def test_no_more_processes_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(TrainError, match="4 processes were started on this machine, which has 1 CUDA device"):
+        train.trainer.make_fabric("32")
 
 
 def test_weight_decay_spares_norms_and_biases(small: NetConfig, spec: ModelSpec) -> None:

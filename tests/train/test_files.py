@@ -1,0 +1,81 @@
+"""What is put in its place is on the disk before its name is."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from train.files import put_in_place
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk, and what is renamed, in order, by name."""
+    made: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        made.append(f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).name}")
+        fsync(number)
+
+    def renamed(source: Path, target: Path) -> None:
+        made.append(f"rename {source.name} {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    return made
+
+
+def test_a_file_reaches_the_disk_before_its_name_does(tmp_path: Path, calls: list[str]) -> None:
+    partial, target = tmp_path / "a.1.partial", tmp_path / "a"
+    target.write_text("old")
+    partial.write_text("new")
+    put_in_place(partial, target)
+    assert calls == ["sync a.1.partial", "rename a.1.partial a", f"sync {tmp_path.name}"]
+    assert target.read_text() == "new"
+    assert not partial.exists()
+
+
+def test_a_folder_goes_with_all_that_is_in_it(tmp_path: Path, calls: list[str]) -> None:
+    partial, target = tmp_path / "cache.1.partial", tmp_path / "cache"
+    partial.mkdir()
+    for name in ("index.json", "signal.npy"):
+        (partial / name).write_text(name)
+    put_in_place(partial, target)
+    assert sorted(calls[:2]) == ["sync index.json", "sync signal.npy"]
+    assert calls[2:] == ["sync cache.1.partial", "rename cache.1.partial cache", f"sync {tmp_path.name}"]
+    assert (target / "index.json").read_text() == "index.json"
+
+
+def test_a_file_that_does_not_reach_the_disk_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    partial, target = tmp_path / "a.1.partial", tmp_path / "a"
+    target.write_text("old")
+    partial.write_text("new")
+    with pytest.raises(OSError, match="No space left"):
+        put_in_place(partial, target)
+    assert target.read_text() == "old"
+
+
+def test_a_file_system_that_cannot_sync_folders_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files(number: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{number}")).is_dir():
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    partial = tmp_path / "a.1.partial"
+    partial.write_text("new")
+    put_in_place(partial, tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "new"
