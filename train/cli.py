@@ -17,6 +17,7 @@ PLAIN_EVERY_S = 30.0
 
 Device = Literal["auto", "cpu", "cuda"]  # as in `train.trainer`, which is too heavy to import for --help
 Precision = Literal["auto", "32", "bf16"]
+Positives = Literal["jaccard", "any"]  # as in `train.losses`
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -126,6 +127,10 @@ def train(
         Path | None,
         typer.Option(help="Folder of nstdb: mix its noise into 30 % of the recordings.", show_default=False),
     ] = None,
+    positives: Annotated[
+        Positives,
+        typer.Option(help="Alike to the contrastive task: by how far labels overlap, or any overlap in full."),
+    ] = "jaccard",
     cross_fit: Annotated[
         int,
         typer.Option(min=0, help="Networks per training fold that give second opinions on its labels; 0 for none."),
@@ -186,6 +191,7 @@ def train(
         },
         fit={"epochs": epochs, "batch": batch, "seed": seed, "patience": patience, "mixup": mixup},
         noise=NOISE_SHARE if noise is not None else 0.0,
+        positives=positives,
     )
     folder = out or Path("runs") / preset
     fabric = make_fabric(precision, device)

@@ -26,13 +26,13 @@ from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_table, mean_by_record, read_signal
 from train.errors import CheckpointError
 from train.metrics import (
+    PER_LABEL,
     Confusion,
+    Figures,
     Reliability,
-    auc,
     average_precision,
-    bootstrap_interval,
+    bootstrap_intervals,
     brier,
-    macro_auc,
     macro_f1,
     told_apart,
 )
@@ -40,6 +40,7 @@ from train.origin import folds_named
 from train.table import Table, open_table
 
 BATCH = 64
+MAX_STREAM_ERROR = 0.005  # of macro-F1: half a point
 CHALLENGE_2017 = ("NORMAL", "AF", "OTHER")  # the classes whose mean F1 was that challenge's score
 Progress = Callable[[int, int], None]
 
@@ -51,6 +52,7 @@ class Scored:
     Attributes:
         trained_on, tuned_on: those of the folds that its weights were learned on, and its thresholds tuned on; None
             where the model does not say.
+        whole: probabilities of the recordings taken as a whole, where `probability` is of streamed ones.
     """
 
     spec: ModelSpec
@@ -60,6 +62,16 @@ class Scored:
     probability: NDArray[np.float64]
     trained_on: tuple[int, ...] | None = None
     tuned_on: tuple[int, ...] | None = None
+    whole: NDArray[np.float64] | None = None
+
+    @property
+    def stream_error(self) -> float:
+        """By how much macro-F1 of streamed recordings differs from that of whole ones; 0 where none were streamed."""
+        if self.whole is None:
+            return 0.0
+        truth, thresholds = self.data.targets.astype(bool), np.asarray(self.spec.thresholds)
+        streamed, whole = (macro_f1(truth, probability, thresholds) for probability in (self.probability, self.whole))
+        return 0.0 if np.isnan(whole) else abs(streamed - whole)
 
     @property
     def where(self) -> str:
@@ -102,7 +114,8 @@ def score(
     """Run a model over folds of a data set, its test folds unless told otherwise.
 
     Args:
-        stream: send each recording through the runtime block by block, as a device would (.onnx files only).
+        stream: send each recording through the runtime block by block, as a device would (.onnx files only); they are
+            scored as a whole, too.
 
     Raises:
         DataError: no known data set, no records of these folds, or labels that the data set does not know.
@@ -124,19 +137,25 @@ def score(
     table = open_table(root, spec.band_hz[1])
     folds = tuple(sorted(set(folds or table.test_folds)))
     data = load_table(table, spec, folds, cache=cache, progress=progress)
+    whole = None
     if is_checkpoint:
         logits = predict(net, data)
+    elif stream:
+        logits, whole = _streamed_logits(model, table, data, progress), sigmoid(onnx_logits(model, data, progress))
     else:
-        logits = _streamed_logits(model, table, data, progress) if stream else onnx_logits(model, data, progress)
+        logits = onnx_logits(model, data, progress)
     wrong = data.record[~np.isfinite(logits).all(axis=1)]
     if len(wrong):
         raise CheckpointError(f"{path}: what it says of {len(wrong)} recordings is not a number ({wrong[0]}, ...)")
     trained_on = folds_named(spec.trained_on, table.title)
     if trained_on and "train_folds" in info:
         trained_on = set(info["train_folds"])  # a network of `train.task.cross_fit` has seen fewer than its task names
-    seen = (trained_on, folds_named(spec.thresholds_from, table.title))
-    known = (None if those is None else tuple(fold for fold in folds if fold in those) for those in seen)
-    return Scored(spec, sha256, folds, data, sigmoid(logits), *known)
+    tuned_on = folds_named(spec.thresholds_from, table.title)
+
+    def of_these(those: set[int] | None) -> tuple[int, ...] | None:
+        return None if those is None else tuple(fold for fold in folds if fold in those)
+
+    return Scored(spec, sha256, folds, data, sigmoid(logits), of_these(trained_on), of_these(tuned_on), whole)
 
 
 def _streamed_logits(model: Model, table: Table, data: EcgData, progress: Progress) -> NDArray[np.float32]:
@@ -165,18 +184,17 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
     spec, data, probability = scored.spec, scored.data, scored.probability
     truth = data.targets.astype(bool)
     thresholds = np.asarray(spec.thresholds)
-    confusion = Confusion.of(truth, probability >= thresholds)
+    confusion, found = Confusion.of(truth, probability >= thresholds), Figures.of(truth, probability, thresholds)
     f1, sensitivity = confusion.f1(), confusion.sensitivity()
     specificity, ppv = confusion.specificity(), confusion.ppv()
-
-    def interval(statistic: Callable[[NDArray[np.bool_], NDArray[np.float64]], float]) -> list[float] | None:
-        low, high = bootstrap_interval(
-            lambda rows: statistic(truth[rows], probability[rows]), len(truth), repeats=repeats
-        )
-        return None if np.isnan(low) else [round(low, 4), round(high, 4)]
-
-    each_auc = [auc(truth[:, k], probability[:, k]) for k in range(truth.shape[1])]
-    figures = {
+    ends = bootstrap_intervals(
+        lambda rows: Figures.of(truth[rows], probability[rows], thresholds).vector(), len(truth), repeats=repeats
+    )
+    # Of a label that all or none of the records have nothing is told, whatever a draw may hold.
+    ends[np.isnan(found.vector())] = np.nan
+    intervals = [None if np.isnan(low) else [round(low, 4), round(high, 4)] for low, high in ends.tolist()]
+    of_labels = np.arange(3, len(intervals)).reshape(len(PER_LABEL), -1)
+    figures: dict[str, Any] = {
         "model": str(path),
         "sha256": scored.sha256,
         "data": data.table,
@@ -191,16 +209,13 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
         "folds_tuned_on": _listed(scored.tuned_on),
         "labels": list(spec.labels),
         "labels_left_out": [label for label, some in zip(spec.labels, told_apart(truth), strict=True) if not some],
-        "macro_auc": _figure(macro_auc(truth, probability)),
-        "macro_f1": _figure(macro_f1(truth, probability, thresholds)),
-        "micro_f1": round(confusion.micro_f1(), 4),
-        "ci95": {
-            "macro_auc": interval(macro_auc),
-            "macro_f1": interval(lambda y, p: macro_f1(y, p, thresholds)),
-        },
+        "macro_auc": _figure(found.macro_auc),
+        "macro_f1": _figure(found.macro_f1),
+        "micro_f1": round(found.micro_f1, 4),
+        "ci95": dict(zip(("macro_auc", "macro_f1", "micro_f1"), intervals[:3], strict=True)),
         "per_label": {
             label: {
-                "auc": _figure(each_auc[k]),
+                "auc": _figure(float(found.per_label[0, k])),
                 "f1": round(float(f1[k]), 4),
                 "sensitivity": round(float(sensitivity[k]), 4),
                 "specificity": round(float(specificity[k]), 4),
@@ -210,10 +225,14 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
                 "brier": round(brier(truth[:, k], probability[:, k]), 4),
                 "threshold": spec.thresholds[k],
                 "positives": int(truth[:, k].sum()),
+                "ci95": {name: intervals[of_labels[row, k]] for row, name in enumerate(PER_LABEL)},
             }
             for k, label in enumerate(spec.labels)
         },
     }
+    if scored.whole is not None:
+        batch = Figures.of(truth, scored.whole, thresholds)
+        figures["batch"] = {"macro_auc": _figure(batch.macro_auc), "macro_f1": _figure(batch.macro_f1)}
     if len(spec.labels) > 1 and (truth.sum(axis=1) == 1).all():
         figures["argmax"] = most_probable(spec.labels, truth, probability)
     return figures

@@ -36,7 +36,12 @@ def evaluate(
         Path | None, typer.Option(help="Keep record, y_true and y_prob in this .npz file.", show_default=False)
     ] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Send recordings through the runtime block by block, as a device would.")
+        bool,
+        typer.Option(
+            "--stream",
+            help="Send recordings through the runtime block by block, as a device would, and as a whole too; "
+            "ends with 1 where macro-F1 differs by more than half a point.",
+        ),
     ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page for people into this file.", show_default=False)
@@ -54,7 +59,7 @@ def evaluate(
 
     from runtime.model import find_model
     from train.cli import progress_bar, stepper
-    from train.evaluate import report, score
+    from train.evaluate import MAX_STREAM_ERROR, report, score
     from train.report import write_html, write_whole
 
     for file in (predictions, html):
@@ -78,6 +83,12 @@ def evaluate(
         typer.echo(json.dumps(figures))
     else:
         _print(path, scored, figures)
+    if scored.stream_error > MAX_STREAM_ERROR:
+        typer.echo(
+            f"m2jl: error: macro-F1 of streamed recordings is {scored.stream_error:.4f} from that of whole ones",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 def _try_place(file: Path) -> None:
@@ -117,6 +128,9 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
     if left_out := figures["labels_left_out"]:
         typer.echo(f"left out of both, since all or none of these records have them: {', '.join(left_out)}")
     typer.echo(f"micro-F1  {figures['micro_f1']:.4f}")
+    if "batch" in figures:
+        auc, f1 = ("-" if value is None else f"{value:.4f}" for value in figures["batch"].values())
+        typer.echo(f"streamed; as a whole the same recordings have macro-AUC {auc}, macro-F1 {f1}")
     if "argmax" in figures:
         most_probable = figures["argmax"]
         typer.echo(f"most probable label: accuracy {most_probable['accuracy']:.4f}", nl=False)

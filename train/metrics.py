@@ -21,6 +21,7 @@ BoolArray = NDArray[np.bool_]
 
 SMOOTHING = 0.6  # logits; chosen by cross-validation within fold 9
 LOGIT_RANGE, LOGIT_STEP = 6.0, 0.02
+PER_LABEL = ("auc", "f1", "sensitivity", "specificity", "ppv")
 
 
 def auc(y_true: BoolArray, y_prob: FloatArray) -> float:
@@ -205,15 +206,47 @@ def brier(y_true: BoolArray, y_prob: FloatArray) -> float:
     return float(np.square(y_prob - y_true).mean())
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.intp]], float], records: int, *, repeats: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of record indices, drawn with replacement.
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is told of scored records, in one vector so that intervals of all of it come from the same draws.
 
-    Draws of which the statistic is NaN do not count; both ends are NaN where there is no other.
+    Attributes:
+        macro_auc, macro_f1, micro_f1: see `macro_auc`, `macro_f1`, `Confusion.micro_f1`.
+        per_label: `PER_LABEL` by row, (5, labels); NaN for labels that are not `told_apart`.
+    """
+
+    macro_auc: float
+    macro_f1: float
+    micro_f1: float
+    per_label: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, y_true: BoolArray, y_prob: FloatArray, thresholds: FloatArray) -> Figures:
+        """Of (records, labels) at the given thresholds (labels,)."""
+        confusion, some = Confusion.of(y_true, y_prob >= thresholds), told_apart(y_true)
+        per_label = np.full((len(PER_LABEL), len(some)), np.nan)
+        per_label[0, some] = [auc(y_true[:, k], y_prob[:, k]) for k in np.flatnonzero(some)]
+        for row, figure in enumerate(
+            (confusion.f1(), confusion.sensitivity(), confusion.specificity(), confusion.ppv()), start=1
+        ):
+            per_label[row, some] = figure[some]
+        return cls(_mean(per_label[0, some]), _mean(per_label[1, some]), confusion.micro_f1(), per_label)
+
+    def vector(self) -> NDArray[np.float64]:
+        """All of it, (3 + 5 * labels,)."""
+        return np.concatenate([[self.macro_auc, self.macro_f1, self.micro_f1], self.per_label.ravel()])
+
+
+def bootstrap_intervals(
+    statistics: Callable[[NDArray[np.intp]], NDArray[np.float64]], records: int, *, repeats: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """95 % percentile intervals (statistics, 2) of statistics of record indices, drawn with replacement.
+
+    Draws of which a statistic is NaN do not count for it; both its ends are NaN where there is no other.
     """
     generator = np.random.default_rng(seed)
-    values = np.array([statistic(generator.integers(0, records, records)) for _ in range(repeats)])
-    known = values[~np.isnan(values)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
+    values = np.array([statistics(generator.integers(0, records, records)) for _ in range(repeats)])
+    intervals = np.full((values.shape[1], 2), np.nan)
+    known = ~np.isnan(values).all(axis=0)
+    intervals[known] = np.nanpercentile(values[:, known], [2.5, 97.5], axis=0).T
+    return intervals

@@ -13,6 +13,7 @@ from train.cinc2017 import CLASSES
 from train.cpsc2018 import FINDINGS
 from train.datasets import PTB_XL
 from train.errors import PresetError
+from train.losses import Positives
 from train.model import NETS, NetConfig
 from train.origin import origin
 from train.ptbxl import RHYTHM, SUPERCLASSES
@@ -33,6 +34,7 @@ class Preset:
         train_folds, validation_fold: official folds where there are any; the test folds are never among them.
         contrastive: weight of the contrastive task, 0 for none.
         temperature: of the contrastive task.
+        positives: what makes two recordings alike to the contrastive task (`train.losses.supervised_contrastive`).
         auxiliary: weight of a second head that learns all statements of the data set, 0 for none; it is there while
             training only.
         fit: schedule.
@@ -51,6 +53,7 @@ class Preset:
     temperature: float
     fit: FitConfig
     auxiliary: float = 0.0
+    positives: Positives = "jaccard"
     changes: Mapping[str, Any] = field(default_factory=dict)
     untuned: tuple[str, ...] = ()
 
@@ -170,7 +173,15 @@ def preset(name: str) -> Preset:
         raise PresetError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}") from None
 
 
-def customised(name: str, *, net: str | None, spec: Mapping[str, Any], fit: Mapping[str, Any], noise: float) -> Preset:
+def customised(
+    name: str,
+    *,
+    net: str | None,
+    spec: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    noise: float,
+    positives: Positives = "jaccard",
+) -> Preset:
     """A preset with what a user wants otherwise; values of None leave it as it is.
 
     Args:
@@ -178,6 +189,7 @@ def customised(name: str, *, net: str | None, spec: Mapping[str, Any], fit: Mapp
         spec: fields of `ModelSpec`: leads, rate, window.
         fit: fields of `FitConfig`.
         noise: share of the recordings that recorded noise is mixed into.
+        positives: of the contrastive task.
 
     Raises:
         PresetError: no such preset, network or lead, or a spec that cannot be.
@@ -190,5 +202,6 @@ def customised(name: str, *, net: str | None, spec: Mapping[str, Any], fit: Mapp
         raise PresetError(f"there is no lead {', '.join(map(repr, unknown))}; there are: {', '.join(LEADS_12)}")
     fields = {key: value for key, value in fit.items() if value is not None}
     augmentation = replace(chosen.fit.augmentation, noise=noise)
-    chosen = replace(chosen, net=net or chosen.net, fit=replace(chosen.fit, augmentation=augmentation, **fields))
+    schedule = replace(chosen.fit, augmentation=augmentation, **fields)
+    chosen = replace(chosen, net=net or chosen.net, fit=schedule, positives=positives)
     return chosen.with_spec(**{key: value for key, value in spec.items() if value is not None})

@@ -23,7 +23,15 @@ from runtime.spec import LEADS_12
 from runtime.svg import PAGE_STYLE, STYLE, Axis, Plot
 from train.errors import DataError
 from train.evaluate import Scored
-from train.metrics import Confusion, Reliability, average_precision, brier, precision_recall_points, roc_points
+from train.metrics import (
+    PER_LABEL,
+    Confusion,
+    Reliability,
+    average_precision,
+    brier,
+    precision_recall_points,
+    roc_points,
+)
 
 WORST = 2  # false positives, and misses, drawn per label
 UNIT = Axis(0.0, 1.0, (0.0, 0.5, 1.0))
@@ -39,7 +47,8 @@ table.confusion { border-collapse: separate; border-spacing: 3px; width: 100%; t
 table.confusion th { font-weight: 400; color: var(--soft); text-align: center; padding: 0 2px }
 table.confusion tbody th { text-align: right; width: 30% }
 table.confusion td { text-align: center; padding: 9px 0; border-radius: 5px; font-size: 17px; font-weight: 600 }
-table.confusion small { display: block; font-size: 11px; font-weight: 400 }
+table.confusion small, table.labels small { display: block; font-size: 11px; font-weight: 400 }
+table.labels small { color: var(--soft); white-space: nowrap }
 .caveat { margin: 10px 0 0; color: #a6441d; font-weight: 600; max-width: none }
 .strip { margin: 0 0 22px }
 .strip figcaption { font-size: 14px; margin-bottom: 5px; display: flex; flex-wrap: wrap; gap: 0 18px }
@@ -106,7 +115,7 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
         (
             "labels",
             "Labels",
-            "At the thresholds that the model ships with." + _left_out(figures),
+            "At the thresholds that the model ships with; below each figure its 95 % interval." + _left_out(figures),
             _label_table(figures, scored, truth),
         ),
         (
@@ -170,10 +179,7 @@ def _tiles(figures: dict[str, Any]) -> str:
     tiles = []
     for key, name in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1"), ("micro_f1", "micro-F1")):
         interval = figures["ci95"].get(key)
-        if key not in figures["ci95"]:
-            says = "all decisions pooled"
-        else:
-            says = "95 % interval " + ("{:.4f} to {:.4f}".format(*interval) if interval else "unknown")
+        says = "95 % interval " + ("{:.4f} to {:.4f}".format(*interval) if interval else "unknown")
         tiles.append(f'<div class="tile">{name}<b>{_figure(figures[key], 4)}</b><span>{says}</span></div>')
     if "argmax" in figures:
         best = figures["argmax"]
@@ -189,13 +195,19 @@ def _figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
+def _interval(ends: list[float] | None) -> str:
+    """The 95 % interval below a figure."""
+    return "<small>{:.3f} to {:.3f}</small>".format(*ends) if ends else ""
+
+
 def _label_table(figures: dict[str, Any], scored: Scored, truth: NDArray[np.bool_]) -> str:
     names = ("AUC", "Average precision", "F1", "Sensitivity", "Specificity", "PPV", "Threshold", "Positives", "Share")
     rows = []
     for k, (label, row) in enumerate(figures["per_label"].items()):
         precision = average_precision(truth[:, k], scored.probability[:, k])
-        shown = [row["auc"], precision, *(row[key] for key in ("f1", "sensitivity", "specificity", "ppv", "threshold"))]
-        cells = [*map(_figure, shown), str(row["positives"]), f"{row['positives'] / len(truth):.1%}"]
+        auc, *others = (_figure(row[key]) + _interval(row["ci95"][key]) for key in PER_LABEL)
+        cells = [auc, _figure(precision), *others, _figure(row["threshold"]), str(row["positives"])]
+        cells.append(f"{row['positives'] / len(truth):.1%}")
         rows.append(f"<tr><th>{_e(label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("Label", *names))
     return (

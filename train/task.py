@@ -65,6 +65,7 @@ class Task:
         preset: its spec says which recordings these are.
         fold: (training recordings,) the fold of each.
         noise: (channels, samples) mV of recorded noise, where the preset's augmentation asks for it.
+        test_folds: of the data set; nothing may learn from them.
     """
 
     preset: Preset
@@ -72,6 +73,7 @@ class Task:
     validation: EcgData
     fold: NDArray[np.int64]
     noise: NDArray[np.float32] | None = None
+    test_folds: tuple[int, ...] = ()
 
     def network(self, seed: int) -> M2JLNet:
         """A new network, its weights drawn from the seed."""
@@ -108,7 +110,7 @@ def load_task(
         )
     fold_of = {recording.name: recording.fold for recording in table.recordings}
     fold = np.asarray([fold_of[name] for name in train.record.tolist()], np.int64)
-    return Task(preset, train, validation, fold, recorded)
+    return Task(preset, train, validation, fold, recorded, table.test_folds)
 
 
 def _as_found(preset: Preset, table: Table, validation: EcgData) -> Preset:
@@ -141,6 +143,7 @@ def _info(task: Task) -> dict[str, Any]:
         "net_name": preset.net,
         "contrastive": preset.contrastive,
         "temperature": preset.temperature,
+        "positives": preset.positives,
         "auxiliary": preset.auxiliary,
         "train_folds": list(preset.train_folds),
         "validation_fold": preset.validation_fold,
@@ -154,6 +157,7 @@ def _tasks(preset: Preset, data: EcgData) -> MultiTask:
         data.targets,
         contrastive=preset.contrastive,
         temperature=preset.temperature,
+        positives=preset.positives,
         statements=data.statements,
         auxiliary=preset.auxiliary,
     )
@@ -176,7 +180,7 @@ def train(
 
     Raises:
         CheckpointError: a teacher cannot be read, hears or says something else than the preset's network, or has
-            learned from the recordings that this one is chosen by.
+            learned from recordings that this one is chosen by or to be tested on.
     """
     preset, data = task.preset, task.train
     tasks = _tasks(preset, data)
@@ -210,15 +214,16 @@ def train(
 def _teacher(path: Path, task: Task) -> M2JLNet:
     """A network that is trained already; raises what `train` says of teachers."""
     net, info = checkpoint.load_network(path)
-    spec, fold = task.preset.spec, task.preset.validation_fold
+    spec = task.preset.spec
     for field in SAME_FOR_TEACHERS:
         if getattr(net.spec, field) != getattr(spec, field):
             raise CheckpointError(
                 f"{path} has {field} {getattr(net.spec, field)!r}, where the network that it is to teach has "
                 f"{getattr(spec, field)!r}"
             )
-    if fold in info.get("train_folds", folds_named(net.spec.trained_on, task.train.table) or ()):
-        raise CheckpointError(f"{path} was trained on fold {fold}, by which the network that it is to teach is chosen")
+    seen = set(info.get("train_folds", folds_named(net.spec.trained_on, task.train.table) or ()))
+    for fold in seen.intersection({task.preset.validation_fold, *task.test_folds}):
+        raise CheckpointError(f"{path} was trained on fold {fold}, by which the network that it is to teach is judged")
     return net
 
 

@@ -353,6 +353,7 @@ def test_a_batch_too_large_for_the_memory_is_told_by_its_option(
         (("ptbxl-super", "--cross-fit", "-1"), "--cross-fit"),
         (("ptbxl-super", "--precision", "fp8"), "--precision"),
         (("ptbxl-super", "--device", "tpu"), "--device"),
+        (("ptbxl-super", "--positives", "some"), "--positives"),
         (("ptbxl-super", "--data", ".", "--teacher", "absent.safetensors"), "absent.safetensors"),
         (("ptbxl-super", "--data", ".", "--teacher", __file__, "--cross-fit", "2"), "--teacher"),
     ],

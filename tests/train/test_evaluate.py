@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+import train.evaluate
 from runtime.chain import SignalChain
 from runtime.model import find_model, sigmoid
 from runtime.spec import ModelSpec
@@ -21,7 +22,8 @@ from train import checkpoint
 from train.cinc2017 import CLASSES
 from train.dataset import EcgData, load, read_signal
 from train.errors import CheckpointError, DataError
-from train.evaluate import Scored, most_probable, report, score
+from train.evaluate import MAX_STREAM_ERROR, Scored, most_probable, report, score
+from train.metrics import PER_LABEL
 from train.model import M2JLNet, NetConfig
 from train.table import open_table
 from train.trainer import predict
@@ -107,9 +109,13 @@ def test_the_report_has_what_others_rely_on(a_checkpoint: Path, scored: Scored, 
     assert figures["records_unreadable"] == []
     assert list(figures["per_label"]) == figures["labels"] == ["NORM", "MI", "STTC", "CD", "HYP"]
     assert all(row.keys() >= LABEL_KEYS for row in figures["per_label"].values())
-    for name in ("macro_auc", "macro_f1"):
-        low, high = figures["ci95"][name]
+    assert list(figures["ci95"]) == ["macro_auc", "macro_f1", "micro_f1"]
+    for name, (low, high) in figures["ci95"].items():
         assert low < figures[name] < high
+    for row in figures["per_label"].values():
+        assert list(row["ci95"]) == list(PER_LABEL)
+        for name, (low, high) in row["ci95"].items():
+            assert low <= row[name] <= high
 
 
 def test_the_same_fold_gives_the_same_report_twice(a_checkpoint: Path, scored: Scored) -> None:
@@ -139,24 +145,25 @@ def test_recordings_too_few_for_an_interval_have_none(a_checkpoint: Path, scored
     json.dumps(figures, allow_nan=False)
     assert figures["macro_auc"] is not None
     assert figures["macro_f1"] is not None
-    assert figures["ci95"] == {"macro_auc": None, "macro_f1": None}
+    assert figures["ci95"]["macro_auc"] is figures["ci95"]["macro_f1"] is None
 
 
 def test_figures_without_an_interval_are_shown_without_one(
     m2jl: M2jl, hand_held: Path, fixtures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.evaluate.bootstrap_interval", lambda *_, **__: (np.nan, np.nan))
+    nothing = np.full((3 + 5 * len(CLASSES), 2), np.nan)
+    monkeypatch.setattr("train.evaluate.bootstrap_intervals", lambda *_, **__: nothing.copy())
     page = tmp_path / "page.html"
     options = [part for fold in range(1, 11) for part in ("--fold", fold)]
     command = ("evaluate", hand_held, "--data", fixtures / "cinc2017", "--cache", cache, "--html", page, *options)
     code, out, err = m2jl(*command)
     assert code == 0, err
     assert re.search(r"^macro-AUC [0-9.]+$", out, re.MULTILINE)
-    assert page.read_text().count("95 % interval unknown") == 2
+    assert page.read_text().count("95 % interval unknown") == 3
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL).lower()
     code, out, _ = m2jl(*command, "--json")
     assert code == 0
-    assert json.loads(out)["ci95"] == {"macro_auc": None, "macro_f1": None}
+    assert json.loads(out)["ci95"] == {"macro_auc": None, "macro_f1": None, "micro_f1": None}
 
 
 def test_a_network_that_says_no_numbers_is_refused(a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path) -> None:
@@ -435,7 +442,8 @@ def test_recordings_of_one_class_have_no_auc(hand_held: Path, fixtures: Path, ca
     figures = report(hand_held, score(hand_held, fixtures / "cinc2017", [2], cache=cache), repeats=5)
     json.dumps(figures, allow_nan=False)
     assert figures["macro_auc"] is figures["macro_f1"] is None
-    assert figures["ci95"] == {"macro_auc": None, "macro_f1": None}
+    assert figures["ci95"]["macro_auc"] is figures["ci95"]["macro_f1"] is None
+    assert all(set(row["ci95"].values()) == {None} for row in figures["per_label"].values())
     assert figures["labels_left_out"] == list(CLASSES)
 
 
@@ -465,6 +473,28 @@ def test_streamed_recordings_score_as_whole_ones(mini: Path, cache: Path) -> Non
     # int8 turns the last bit of a float32 into steps of its own.
     np.testing.assert_allclose(streamed.probability, whole.probability, atol=0.02)
     assert np.ptp(whole.probability) > 0.5
+    np.testing.assert_array_equal(streamed.whole, whole.probability)
+    of_both = report(path, streamed, repeats=1)
+    of_one = report(path, whole, repeats=1)
+    assert of_both.pop("batch") == {name: of_one[name] for name in ("macro_auc", "macro_f1")}
+    assert "batch" not in of_one
+    assert whole.stream_error == 0.0
+    assert streamed.stream_error <= MAX_STREAM_ERROR
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_stream_that_scores_otherwise_than_the_whole_fails(
+    m2jl: M2jl, mini: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    if wrong:
+        stream = train.evaluate._streamed_logits
+        monkeypatch.setattr(train.evaluate, "_streamed_logits", lambda *how: -stream(*how))
+    code, out, err = m2jl(
+        "evaluate", "m2jlnet-ptbxl-super-int8", "--data", mini, "--cache", cache, "--fold", 9, "--stream"
+    )
+    assert code == int(wrong), err
+    assert "streamed; as a whole the same recordings have macro-AUC " in out
+    assert ("macro-F1 of streamed recordings is 0." in err) is wrong
 
 
 def test_a_checkpoint_cannot_be_streamed(m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path) -> None:

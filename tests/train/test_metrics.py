@@ -11,12 +11,14 @@ from sklearn.calibration import calibration_curve
 
 from runtime.model import sigmoid
 from train.metrics import (
+    PER_LABEL,
     Confusion,
+    Figures,
     Reliability,
     auc,
     average_precision,
     best_thresholds,
-    bootstrap_interval,
+    bootstrap_intervals,
     brier,
     f1_curve,
     macro_auc,
@@ -76,7 +78,8 @@ def test_a_draw_without_the_only_record_of_a_label_is_one_of_the_other_labels() 
     p = y.astype(float)
     draws = [np.random.default_rng(seed).integers(0, 10, 10) for seed in range(9)]
     assert {bool(y[rows, 0].any()) for rows in draws} == {True, False}
-    assert bootstrap_interval(lambda rows: macro_f1(y[rows], p[rows], np.full(2, 0.5)), 10) == (1.0, 1.0)
+    f1 = bootstrap_intervals(lambda rows: np.array([macro_f1(y[rows], p[rows], np.full(2, 0.5))]), 10)
+    assert f1.tolist() == [[1.0, 1.0]]
 
 
 def test_no_label_with_both_classes_gives_no_mean() -> None:
@@ -248,7 +251,7 @@ def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     hits = 0
     for _ in range(60):
         sample = generator.standard_normal(50) + 3.0
-        low, high = bootstrap_interval(lambda rows, s=sample: float(s[rows].mean()), 50, repeats=200)
+        ((low, high),) = bootstrap_intervals(lambda rows, s=sample: s[rows].mean(keepdims=True), 50, repeats=200)
         assert low < sample.mean() < high
         hits += low < 3.0 < high
     assert 50 <= hits <= 60
@@ -257,17 +260,34 @@ def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
 def test_an_interval_is_fixed_by_its_seed() -> None:
     sample = np.random.default_rng(2).standard_normal(40)
 
-    def interval(seed: int) -> tuple[float, float]:
-        return bootstrap_interval(lambda rows: float(sample[rows].mean()), 40, repeats=50, seed=seed)
+    def interval(seed: int) -> list[list[float]]:
+        return bootstrap_intervals(lambda rows: sample[rows].mean(keepdims=True), 40, repeats=50, seed=seed).tolist()
 
     assert interval(0) == interval(0) != interval(1)
 
 
 def test_an_interval_of_a_constant_is_a_point_and_a_missing_draw_is_passed_over() -> None:
-    assert bootstrap_interval(lambda _rows: 0.7, 10, repeats=20) == (0.7, 0.7)
     draws = iter([float("nan"), *[0.2] * 19])
-    assert bootstrap_interval(lambda _rows: next(draws), 10, repeats=20) == pytest.approx((0.2, 0.2))
-    assert np.isnan(bootstrap_interval(lambda _rows: float("nan"), 10, repeats=20)).all()
+    found = bootstrap_intervals(lambda _rows: np.array([0.7, next(draws), float("nan")]), 10, repeats=20)
+    np.testing.assert_allclose(found[:2], [[0.7, 0.7], [0.2, 0.2]])
+    assert np.isnan(found[2]).all()
+
+
+def test_figures_of_all_records_are_those_of_each_metric() -> None:
+    y, p = task()
+    y = np.concatenate([y, np.zeros((len(y), 1), bool)], axis=1)  # a label that no record has
+    p = np.concatenate([p, p[:, :1]], axis=1)
+    thresholds = np.full(y.shape[1], 0.4)
+    figures, confusion = Figures.of(y, p, thresholds), Confusion.of(y, p >= thresholds)
+    assert figures.macro_auc == pytest.approx(macro_auc(y, p))
+    assert figures.macro_f1 == pytest.approx(macro_f1(y, p, thresholds))
+    assert figures.micro_f1 == confusion.micro_f1()
+    rows = (confusion.f1(), confusion.sensitivity(), confusion.specificity(), confusion.ppv())
+    for name, row, wanted in zip(PER_LABEL[1:], figures.per_label[1:], rows, strict=True):
+        np.testing.assert_array_equal(row[:-1], wanted[:-1], err_msg=name)
+    assert figures.per_label[0, :-1].tolist() == [auc(y[:, k], p[:, k]) for k in range(y.shape[1] - 1)]
+    assert np.isnan(figures.per_label[:, -1]).all()
+    assert len(figures.vector()) == 3 + 5 * y.shape[1]
 
 
 def test_sigmoid_has_no_overflow_and_equals_its_formula() -> None:

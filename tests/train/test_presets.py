@@ -105,7 +105,9 @@ def test_each_wish_changes_its_own() -> None:
         spec={"leads": ("I", "V5"), "rate_hz": 250.0, "window_s": 5.0},
         fit={"epochs": 3, "batch": 7, "seed": 4, "patience": 2},
         noise=0.3,
+        positives="any",
     )
+    assert chosen.positives == "any"
     assert chosen.network(0).time_channels == NETS["tiny"].time_channels
     assert (chosen.spec.leads, chosen.spec.rate_hz, chosen.spec.window_samples) == (("I", "V5"), 250.0, 1250)
     before = PRESETS["ptbxl-super"]

@@ -18,7 +18,7 @@ from runtime.svg import Plot
 from train.dataset import EcgData
 from train.errors import DataError
 from train.evaluate import Scored, report
-from train.metrics import Confusion
+from train.metrics import PER_LABEL, Confusion
 from train.report import PLOT, UNIT, WORST, ecg_strip, write_html
 
 SECTIONS = ("labels", "curves", "confusion", "calibration", "errors")
@@ -158,6 +158,8 @@ def test_the_figures_are_shown_and_lie_in_the_page_as_json(root: Element, scored
         assert cells[0] == f"{wanted['auc']:.3f}"
         keys = ("f1", "sensitivity", "specificity", "ppv", "threshold")
         assert cells[2:7] == [f"{wanted[key]:.3f}" for key in keys]
+        below = [small.text for small in row.all("small")]
+        assert below == ["{:.3f} to {:.3f}".format(*wanted["ci95"][key]) for key in PER_LABEL]
         assert cells[7] == str(wanted["positives"])
 
 

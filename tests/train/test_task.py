@@ -314,12 +314,25 @@ def test_a_teacher_that_knows_the_fold_to_choose_by_is_refused(task: Task, tmp_p
     tensors, info = checkpoint.load(teacher)
     for name, header in (
         ("told by its run", info | {"train_folds": [2, 9]}),
+        ("of the test", info | {"train_folds": [2, 10]}),
         ("told by its spec", {k: v for k, v in info.items() if k != "train_folds"}),
     ):
         header["spec"] = header["spec"] | {"trained_on": f"{PTB_XL.title} folds 1-9, 100 Hz"}
         checkpoint.save(tmp_path / "knows.safetensors", tensors, header)
-        with pytest.raises(CheckpointError, match=r"knows\.safetensors was trained on fold 9, by which"):
+        with pytest.raises(CheckpointError, match=r"knows\.safetensors was trained on fold (9|10), by which"):
             train_task(task, tmp_path / name, teachers=[tmp_path / "knows.safetensors"])
+
+
+def test_the_preset_s_kind_of_positives_reaches_the_loss_and_is_told(task: Task, tmp_path: Path) -> None:
+    rows = {}
+    half = (np.random.default_rng(0).random(task.train.targets.shape) < 0.5).astype(np.float32)
+    for positives in ("jaccard", "any"):
+        preset = replace(task.preset, positives=positives)
+        chosen_so = replace(task, preset=preset, train=replace(task.train, targets=half))
+        result = train_task(chosen_so, tmp_path / positives)
+        assert checkpoint.load(result.best)[1]["positives"] == positives
+        rows[positives] = result.history[0]
+    assert rows["jaccard"]["loss_contrast"] != rows["any"]["loss_contrast"]
 
 
 def test_a_run_is_not_resumed_with_other_labels_signals_or_noise(task: Task, tmp_path: Path) -> None:
