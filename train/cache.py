@@ -3,10 +3,11 @@
     for prepared in listed(default_cache()):            # those that were not used for longest come first
         prepared.name, prepared.bytes, prepared.unused_s, prepared.about
     remove(prepared)
-    sweep(default_cache())                              # what killed processes left unfinished
+    sweep(default_cache())                              # what killed processes left unfinished, and what lost its index
 
-`train.dataset` writes and reads what is in it.  Nothing here touches a folder whose name is none that it gives, so that
-a cache may lie among other things.
+`train.dataset` writes and reads what is in it: a folder gets its name when all of it is there, so one that lacks its
+index is in nobody's making, and in the way of who would make it.  Nothing here touches a folder whose name is none that
+it gives, so that a cache may lie among other things.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+INDEX = "index.json"
 NAME = re.compile(r"(?P<data>[a-z0-9-]+)-[0-9a-f]{24}(\.(?P<pid>\d+)\.partial)?")
 # A preparation writes more often than once a minute, also one on another machine that shares the folder, whose process
 # is not seen here; their clocks may differ. And a process that has written nothing for a day has only the same number,
@@ -40,7 +42,8 @@ class Prepared:
         about: `leads`, `rate_hz`, `window_s` and `folds`; empty if another release made it.
         bytes: of its files.
         unused_s: since it was made or last loaded.
-        state: `whole`; `unfinished`, that is, being made; or `left` unfinished by a process that is no more.
+        state: `whole`; `unfinished`, that is, being made; `left` unfinished by a process that is no more; or `damaged`,
+            that is, without its index.
     """
 
     folder: Path
@@ -85,22 +88,23 @@ def _look(cache: Path) -> Iterator[Prepared]:
         if name is None or folder.is_symlink() or not folder.is_dir():
             continue
         try:
-            files = [path.stat() for path in folder.iterdir()]
-            used_s = max([folder.stat().st_mtime, *(file.st_mtime for file in files)])
+            files = {path.name: path.stat() for path in folder.iterdir()}
+            used_s = max([folder.stat().st_mtime, *(file.st_mtime for file in files.values())])
         except OSError:
             continue  # it was finished, or removed, meanwhile; or it is another user's, and closed to us
         records, about = _index(folder)
         unused_s = max(0.0, now_s - used_s)
-        state = "whole"
+        state = "whole" if INDEX in files else "damaged"
         if name["pid"]:
             alive = unused_s < QUIET_S or (unused_s < DEAD_S and _runs(int(name["pid"])))
             state = "unfinished" if alive else "left"
-        yield Prepared(folder, name["data"], records, about, sum(file.st_size for file in files), unused_s, state)
+        size_bytes = sum(file.st_size for file in files.values())
+        yield Prepared(folder, name["data"], records, about, size_bytes, unused_s, state)
 
 
 def _index(folder: Path) -> tuple[int | None, dict[str, Any]]:
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / INDEX).read_text())
         about = index.get("about", {})
         return len(index["rows"]), about if about.keys() >= ABOUT else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -122,18 +126,27 @@ def _runs(pid: int) -> bool:
 def remove(prepared: Prepared) -> None:
     """Delete a folder; who loads it at the moment finds it whole or not at all.
 
+    A damaged one that another process has made anew since it was listed is not deleted.
+
     Raises:
         OSError: it cannot be deleted.
     """
     going = prepared.folder
-    if prepared.state == "whole":
+    if prepared.state in ("whole", "damaged"):
+        touch(going)  # under its new name it is then, to others, in our making, not left by us long ago
         going = going.rename(partial_of(going))
+        if prepared.state == "damaged" and (going / INDEX).exists():
+            going.rename(prepared.folder)
+            return
     shutil.rmtree(going)
 
 
 def sweep(cache: Path) -> None:
-    """Remove what killed processes left unfinished; what cannot be removed stays."""
-    for prepared in listed(cache):
-        if prepared.state == "left":
+    """Remove what killed processes left unfinished, and what has lost its index; what cannot be removed stays.
+
+    Safe while others make, load and sweep the same cache.
+    """
+    for prepared in _look(cache):  # not `listed`: each is removed as soon as it was looked at
+        if prepared.state in ("left", "damaged"):
             with contextlib.suppress(OSError):
                 remove(prepared)

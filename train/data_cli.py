@@ -198,10 +198,19 @@ def cache(
     ] = None,
     prune: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Remove this one, or all of this data set.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Remove this one, or all of this data set; may be given several times.",
+            show_default=False,
+        ),
     ] = None,
     prune_days: Annotated[
-        float | None, typer.Option(min=0, help="Remove what was not used for so many days.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0,
+            help="Remove what was not used for so many days; with --prune, only what is named there.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -209,7 +218,7 @@ def cache(
 
     Whatever is removed is made anew when it is needed. Nothing is asked; each name that is removed is printed.
 
-    Example: m2jl data cache --prune-days 30
+    Example: m2jl data cache --prune ptb-xl --prune-days 30
     """
     import json
     from dataclasses import asdict
@@ -223,8 +232,8 @@ def cache(
         raise DataError(f"there is no {name} in {where}; m2jl data cache lists what there is")
     pruning = bool(names) or prune_days is not None
     if pruning:
-        oldest_s = float("inf") if prune_days is None else 86400 * prune_days
-        there = [p for p in there if {p.name, p.data} & names or p.unused_s >= oldest_s]
+        oldest_s = 86400 * (prune_days or 0)
+        there = [p for p in there if (not names or {p.name, p.data} & names) and p.unused_s >= oldest_s]
         there = [p for p in there if p.state != "unfinished"]  # who makes it needs it
     told = "removed " if pruning else ""
     for prepared in there:
@@ -246,7 +255,7 @@ def cache(
 def _prepared_line(prepared: Prepared) -> str:
     days = prepared.unused_s / 86400
     says = [f"{prepared.bytes / 1e6:,.1f} MB", "used today" if days < 1 else f"unused for {days:.0f} days"]
-    if prepared.state != "whole":
+    if prepared.state in ("unfinished", "left"):
         says.append("being made" if prepared.state == "unfinished" else "left unfinished by a killed process")
     elif prepared.records is None:
         says.append("damaged")

@@ -8,10 +8,14 @@
 
 What goes wrong is one of two: `DroppedError` may pass and is tried again, with `Backoff` between; `RefusedError` will
 not.
+
+Proxies are those of the environment (`http_proxy`, `https_proxy`, `no_proxy`).  They are spoken to in plain HTTP and
+told a user and a password by the Basic scheme alone, where their address has them; no message repeats that address.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import http.client
@@ -21,8 +25,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from train.errors import DataError
@@ -58,6 +62,45 @@ class RefusedError(Exception):
 
 class StoppedError(Exception):
     """Another thread ended the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """Where requests go instead of to their host; `headers` say who asks, and are for the proxy alone."""
+
+    host: str
+    port: int | None
+    headers: dict[str, str] = field(repr=False)
+
+
+def proxy_of(url: str) -> Proxy | None:
+    """The proxy that the environment names for a URL, with the user and the password of its address; None for none.
+
+    Raises:
+        DataError: its address is none, or asks for a connection that would hide the password, which this one does not.
+    """
+    parts = urlsplit(url)
+    address = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    if not address:
+        return None
+    try:
+        via = urlsplit(address if "//" in address else f"//{address}")
+        host, port = via.hostname, via.port
+    except ValueError:
+        host = port = None  # not a cause of the error below: its words may be a part of the password
+    if not host:
+        raise DataError(
+            f"{parts.scheme}_proxy is no address of a proxy: http://USER:PASSWORD@HOST:PORT is wanted, "
+            "with %40 for @, %2F for / and so on in the password"
+        )
+    if via.username is None:
+        return Proxy(host, port, {})
+    if via.scheme not in ("http", ""):
+        raise DataError(
+            f"{parts.scheme}_proxy names a user of a proxy that is reached by {via.scheme}; only http can be used"
+        )
+    said = base64.b64encode(unquote_to_bytes(via.username) + b":" + unquote_to_bytes(via.password or ""))
+    return Proxy(host, port, {"Proxy-Authorization": f"Basic {said.decode()}"})
 
 
 class Client:
@@ -107,27 +150,27 @@ class Client:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _request(self, url: str, headers: Headers) -> http.client.HTTPResponse:
-        parts = urlsplit(url)
-        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+        parts, proxy = urlsplit(url), proxy_of(url)
         connection = self._connections.get((parts.scheme, parts.netloc))
         if connection is None:
             connection = self._connections[parts.scheme, parts.netloc] = self._connect(url, proxy)
-        target = url if proxy and parts.scheme == "http" else parts.path + (f"?{parts.query}" if parts.query else "")
+        target, told = parts.path + (f"?{parts.query}" if parts.query else ""), dict(headers)
+        if proxy and parts.scheme == "http":  # through a tunnel, requests are for the server's eyes
+            target, told = url, told | proxy.headers
         connection.request(
-            "GET", target or "/", headers={"User-Agent": "m2jl-data", "Accept-Encoding": "identity", **headers}
+            "GET", target or "/", headers={"User-Agent": "m2jl-data", "Accept-Encoding": "identity", **told}
         )
         self._socket = connection.sock
         return connection.getresponse()
 
-    def _connect(self, url: str, proxy: str | None) -> http.client.HTTPConnection:
+    def _connect(self, url: str, proxy: Proxy | None) -> http.client.HTTPConnection:
         parts = urlsplit(url)
-        via = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
-        host, port = via.hostname or "", via.port
+        host, port = (proxy.host, proxy.port) if proxy else (parts.hostname or "", parts.port)
         if parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         secure = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=ssl.create_default_context())
         if proxy:
-            secure.set_tunnel(parts.hostname or "", parts.port or 443)
+            secure.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
         return secure
 
 

@@ -13,7 +13,7 @@ both.  A record that has none of a model's labels stays in, as all-negative.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,21 +100,31 @@ def recognises(root: Path) -> bool:
     return (root / DATABASE).is_file()
 
 
-def read_table(root: Path, rate_hz: int = 100) -> Table:
-    """Read both tables and see which recordings of the given rate (100 or 500) are there.
+def read_table(root: Path, rates_hz: Sequence[int] = (100, 500)) -> Table:
+    """Read both tables and see which recordings are there, all of one rate.
+
+    Args:
+        rates_hz: of 100 and 500 those that will do; the first one that any recording is there at is taken.
 
     Raises:
         DataError: `root` is not PTB-XL's folder, a table is damaged, or none of the recordings is there.
     """
-    recordings, missing = [], 0
-    for entry in entries(root):
-        path = root / entry.files[rate_hz]
-        if path.with_suffix(".hea").is_file() and path.with_suffix(".dat").is_file():
-            recordings.append(Recording(entry.name, entry.fold, entry.statements | entry.superclasses, path))
-        else:
-            missing += 1
-    if not recordings:
-        raise DataError(f"{root}: the table names {missing} recordings at {rate_hz} Hz, none of which is there")
+    named = list(entries(root))
+    for rate_hz in rates_hz:
+        recordings = tuple(_there(root, named, rate_hz))
+        if recordings:
+            break
+    else:
+        at = " or ".join(map(str, rates_hz))
+        raise DataError(f"{root}: the table names {len(named)} recordings at {at} Hz, none of which is there")
     names = tuple(sorted(row[""] for row in _rows(root / STATEMENTS)))
     vocabulary = (*SUPERCLASSES, *(name for name in names if name not in SUPERCLASSES))
-    return Table("PTB-XL", root, tuple(recordings), missing, vocabulary, names, FOLDS, TEST_FOLDS)
+    missing = len(named) - len(recordings)
+    return Table("PTB-XL", root, recordings, missing, vocabulary, names, FOLDS, TEST_FOLDS)
+
+
+def _there(root: Path, named: Iterable[Entry], rate_hz: int) -> Iterator[Recording]:
+    for entry in named:
+        path = root / entry.files[rate_hz]
+        if path.with_suffix(".hea").is_file() and path.with_suffix(".dat").is_file():
+            yield Recording(entry.name, entry.fold, entry.statements | entry.superclasses, path)

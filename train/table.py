@@ -117,7 +117,7 @@ def open_table(root: Path, high_hz: float = 0.0) -> Table:
 
     Args:
         high_hz: what the recordings have to reach; PTB-XL has them at 100 and at 500 Hz, and the slower ones are taken
-            where they do, whatever rate they are then brought to.
+            where they do and any is there, whatever rate they are then brought to.
 
     Raises:
         DataError: the folder holds none of the known sets, its table is damaged, or none of its recordings is there.
@@ -127,7 +127,7 @@ def open_table(root: Path, high_hz: float = 0.0) -> Table:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
     if ptbxl.recognises(root):
-        return ptbxl.read_table(root, 100 if high_hz <= ptbxl.HIGH_AT_100_HZ else 500)
+        return ptbxl.read_table(root, (100, 500) if high_hz <= ptbxl.HIGH_AT_100_HZ else (500,))
     if cpsc2018.recognises(root):
         return cpsc2018.read_table(root)
     if cinc2017.recognises(root):

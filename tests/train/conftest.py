@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.signal import resample_poly
 
 from runtime.spec import ModelSpec
 from train import checkpoint
@@ -38,6 +40,21 @@ def mini() -> Path:
 def tree(tmp_path: Path) -> Path:
     """A copy of the excerpt that a test may damage."""
     return shutil.copytree(MINI, tmp_path / "ptb-xl")
+
+
+@pytest.fixture
+def tree_at_500_hz(tree: Path) -> Path:
+    """The copy with the recordings at 500 Hz instead of 100, as `m2jl data get ptb-xl --rate 500` leaves it."""
+    for path in sorted(tree.glob("records100/*/*.hea")):
+        folder = tree / "records500" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / path.name.replace("_lr", "_hr")
+        target.write_text(path.read_text().replace("_lr", "_hr").replace(" 100 1000", " 500 5000"))
+        samples = np.fromfile(path.with_suffix(".dat"), "<i2").reshape(1000, 12)
+        finer = resample_poly(samples.astype(float), 5, 1, padtype="line")
+        np.rint(finer).astype("<i2").tofile(target.with_suffix(".dat"))
+    shutil.rmtree(tree / "records100")
+    return tree
 
 
 def names_of_folds(form: str, *folds: int) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from train.cache import QUIET_S, default_cache, listed, remove, sweep
 from train.dataset import load
 
 M2jl = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[2]
 DAY_S = 86400
 KEY = "0123456789abcdef01234567"
 
@@ -112,6 +115,79 @@ def test_what_a_killed_preparation_left_goes_when_the_next_cache_is_made(
     assert len(listed(tmp_path)) == 3
 
 
+@pytest.fixture
+def damaged(used: Path) -> Path:
+    """The cache of fold 9 without its index."""
+    folder = listed(used)[1].folder
+    (folder / "index.json").unlink()
+    return folder
+
+
+def test_what_has_lost_its_index_is_told_and_made_anew(
+    m2jl: M2jl, used: Path, damaged: Path, mini: Path, spec: ModelSpec
+) -> None:
+    assert {prepared.folder: prepared.state for prepared in listed(used)}[damaged] == "damaged"
+    code, out, _ = m2jl("data", "cache", "--cache", used)
+    assert code == 0
+    assert f"{damaged.name}: 0.3 MB, used today, damaged\n" in out
+    (damaged / "signal.npy").write_bytes(b"half of it")
+    assert len(load(mini, spec, [9], cache=used)) == 6
+    assert sorted(path.name for path in damaged.iterdir()) == ["index.json", "signal.npy"]
+    assert [prepared.state for prepared in listed(used)] == ["whole", "whole"]
+
+
+def test_what_has_lost_its_index_can_be_removed_by_its_name(m2jl: M2jl, used: Path, damaged: Path) -> None:
+    code, _, err = m2jl("data", "cache", "--cache", used, "--prune", damaged.name)
+    assert (code, err) == (0, "")
+    assert [prepared.state for prepared in listed(used)] == ["whole"]
+
+
+def test_what_another_process_has_made_anew_meanwhile_is_not_removed(
+    used: Path, damaged: Path, mini: Path, spec: ModelSpec
+) -> None:
+    (seen,) = (prepared for prepared in listed(used) if prepared.folder == damaged)
+    load(mini, spec, [9], cache=used)
+    remove(seen)
+    assert (damaged / "index.json").is_file()
+    assert [prepared.state for prepared in listed(used)] == ["whole", "whole"]
+
+
+LOAD_WHEN_TOLD = """\
+import sys
+from pathlib import Path
+import wfdb
+from runtime.spec import ModelSpec
+from train.dataset import load
+mini, cache, spec = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(load(Path(mini), ModelSpec.model_validate_json(spec), [9], cache=Path(cache))))
+"""
+
+
+def test_processes_that_find_the_same_damage_at_once_all_load_it(
+    used: Path, damaged: Path, mini: Path, spec: ModelSpec
+) -> None:
+    command = [sys.executable, "-c", LOAD_WHEN_TOLD, str(mini), str(used), spec.model_dump_json()]
+    pipe = subprocess.PIPE
+    with contextlib.ExitStack() as ending:
+        processes = [
+            ending.enter_context(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
+            for _ in range(2)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [process.communicate()[0] for process in processes] == ["6\n", "6\n"]
+    assert len(list(used.iterdir())) == 2
+    assert [prepared.state for prepared in listed(used)] == ["whole", "whole"]
+    assert (damaged / "index.json").is_file()
+
+
 def test_what_is_removed_is_made_anew(mini: Path, spec: ModelSpec, used: Path) -> None:
     for prepared in listed(used):
         remove(prepared)
@@ -156,6 +232,20 @@ def test_the_command_removes_what_is_named(m2jl: M2jl, used: Path) -> None:
     code, out, _ = m2jl("data", "cache", "--cache", used, "--prune", "ptb-xl")
     assert code == 0
     assert list(used.iterdir()) == []
+
+
+def test_the_command_removes_of_what_is_named_only_what_is_old_too(m2jl: M2jl, used: Path) -> None:
+    other = used / f"cpsc2018-{KEY}"
+    shutil.copytree(listed(used)[0].folder, other)
+    age(other, 50 * DAY_S)
+    old, new = (prepared.folder for prepared in listed(used) if prepared.data == "ptb-xl")
+    for name, days in (("cpsc2018", 60), (new.name, 30)):
+        code, out, _ = m2jl("data", "cache", "--cache", used, "--prune", name, "--prune-days", days)
+        assert (code, out) == (0, f"removed 0, 0.0 MB, from {used}\n")
+    code, out, _ = m2jl("data", "cache", "--cache", used, "--prune", "ptb-xl", "--prune-days", 30, "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == [old.name]
+    assert sorted(used.iterdir()) == sorted([other, new])
 
 
 @pytest.mark.parametrize("name", ["cpsc2018", "ptb", KEY])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,6 +30,7 @@ import train.http_client
 from train.datasets import DATA_SETS, find
 from train.errors import DataError
 from train.fetch import CHECKSUMS, Patience, Tally, fetch, fetch_checksums, parse_checksums
+from train.http_client import proxy_of
 
 ROOT = Path(__file__).parents[2]
 QUICK = Patience(attempts=3, first_delay_s=0.01, longest_delay_s=0.02, longest_retry_after_s=0.3, timeout_s=5.0)
@@ -47,6 +51,8 @@ class Site:
     etag: str | None = '"1"'
     pause_s: float = 0.0  # after each block
     together: threading.Barrier | None = None
+    asks_for: str | None = None  # USER:PASSWORD that it wants as a proxy
+    beyond: int = 0  # port on this machine where its tunnels end, wherever they are to go
     served: Counter[str] = field(default_factory=Counter)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         path = re.sub(r"^http://[^/]+", "", self.path).lstrip("/").replace("%20", " ")
         with site.lock:
             site.requests.append((path, dict(self.headers)))
+            if not self.let_in():
+                site.answers.setdefault(path, []).insert(0, (407, {}))
             answer = site.answers[path].pop(0) if site.answers.get(path) else None
             cut = site.drop_after[path].pop(0) if site.drop_after.get(path) else None
             bad = site.corrupt[path] > 0
@@ -123,6 +131,27 @@ class Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
+    def do_CONNECT(self) -> None:
+        with self.site.lock:
+            self.site.requests.append((self.path, dict(self.headers)))
+        self.send_response(200 if self.let_in() else 407)
+        self.end_headers()
+        self.close_connection = True
+        if not self.let_in():
+            return
+        with socket.create_connection(("127.0.0.1", self.site.beyond)) as there:
+            back = threading.Thread(target=relay, args=(there, self.connection))
+            back.start()
+            relay(self.connection, there)
+            back.join()
+
+    def let_in(self) -> bool:
+        """Whether a proxy's user and password are as wanted."""
+        if self.site.asks_for is None:
+            return True
+        scheme, _, said = self.headers.get("Proxy-Authorization", "").partition(" ")
+        return scheme == "Basic" and base64.b64decode(said, validate=True) == self.site.asks_for.encode()
+
     def begin(self, _length: int) -> int | None:
         """First byte that is asked for; None for all, also where the validator no longer fits."""
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -132,11 +161,38 @@ class Handler(BaseHTTPRequestHandler):
         return None if validator not in (None, self.site.etag) else int(asked[1])
 
 
+def relay(source: socket.socket, target: socket.socket) -> None:
+    """Pass bytes on until there are no more."""
+    with contextlib.suppress(OSError):
+        while block := source.recv(16_384):
+            target.sendall(block)
+        target.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+@contextlib.contextmanager
+def serving(site: Site, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Run a server for it, and tell its port."""
+    handler = type("SiteHandler", (Handler,), {"site": site})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    port = server.server_address[1]
+    site.url = f"http{'s' if tls else ''}://127.0.0.1:{port}/"
+    yield port
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture
@@ -147,17 +203,8 @@ def site() -> Iterator[Site]:
         site.files[f"{number}.dat"] = bytes((number * k) % 251 for k in range(40_000))
         site.files[f"{number}.hea"] = f"{number} 2 360 13333\n".encode()
     site.publish()
-    handler = type("SiteHandler", (Handler,), {"site": site})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.block_on_close = False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    site.url = f"http://127.0.0.1:{server.server_address[1]}/"
-    yield site
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(site):
+        yield site
 
 
 def get(site: Site, out: Path, *paths: str, jobs: int = 1, patience: Patience = QUICK) -> Tally:
@@ -353,6 +400,113 @@ def test_a_proxy_is_used(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("no_proxy", "")
     fetch({"101.hea": site.sums()["101.hea"]}, "http://physionet.invalid/", tmp_path, patience=QUICK)
     arrived(site, tmp_path, "101.hea")
+
+
+SECRET = "p@ss/w:rd"
+NAMED = "me:p%40ss%2Fw:rd@"
+
+
+def test_a_proxy_is_told_the_user_and_the_password_of_its_address_and_nobody_else_is(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.asks_for = f"me:{SECRET}"
+    monkeypatch.setenv("http_proxy", site.url.replace("//", f"//{NAMED}"))
+    monkeypatch.setenv("no_proxy", "")
+    sums = {path: site.sums()[path] for path in ("101.hea", "102.hea")}
+    fetch(sums, "http://physionet.invalid/", tmp_path, patience=QUICK)
+    arrived(site, tmp_path, *sums)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    site.asks_for = None
+    get(site, tmp_path, "103.hea")
+    told = ["Proxy-Authorization" in headers for _, headers in site.requests]
+    assert told == [True, True, False]
+
+
+@pytest.fixture
+def tunnelled(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The same files at https://physionet.invalid, which only tunnels through `site` lead to."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("openssl is missing; Debian's package is openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", key, "-out", certificate, "-subj", "/CN=physionet.invalid",
+         "-addext", "subjectAltName=DNS:physionet.invalid"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("https_proxy", site.url.replace("//", f"//{NAMED}"))
+    monkeypatch.setenv("no_proxy", "")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    beyond = Site(files=site.files)
+    site.asks_for = f"me:{SECRET}"
+    with serving(beyond, tls) as site.beyond:
+        yield beyond
+
+
+def test_a_tunnel_is_asked_for_with_the_password_which_its_other_end_does_not_see(
+    site: Site, tunnelled: Site, tmp_path: Path
+) -> None:
+    sums = {path: site.sums()[path] for path in ("101.dat", "102.hea")}
+    tunnelled.drop_after["101.dat"] = [16_384]  # a second tunnel
+    fetch(sums, "https://physionet.invalid/", tmp_path / "out", jobs=1, patience=QUICK)
+    arrived(site, tmp_path / "out", *sums)
+    assert [path for path, _ in site.requests] == 2 * ["physionet.invalid:443"]
+    assert [path for path, _ in tunnelled.requests] == ["101.dat", "101.dat", "102.hea"]
+    assert not any("Proxy-Authorization" in headers for _, headers in tunnelled.requests)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_password_that_is_refused_is_not_repeated(site: Site, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    site.asks_for = "me:another"
+    monkeypatch.setenv(f"{scheme}_proxy", site.url.replace("//", f"//{NAMED}"))
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(DataError, match=r"407 Proxy Authentication Required$") as caught:
+        fetch_checksums(f"{scheme}://physionet.invalid/", QUICK)
+    said = base64.b64encode(f"me:{SECRET}".encode()).decode()
+    assert not any(secret in str(caught.value) for secret in (SECRET, NAMED, said))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("me:secret@host:80", b"me:secret"),
+        ("http://me@host:80", b"me:"),
+        ("http://m%C3%A9:s%E9@host:80", b"m\xc3\xa9:s\xe9"),
+    ],
+)
+def test_what_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch, address: str, said: bytes) -> None:
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.setenv("no_proxy", "")
+    proxy = proxy_of("http://physionet.invalid/")
+    assert proxy is not None
+    assert (proxy.host, proxy.port) == ("host", 80)
+    assert proxy.headers == {"Proxy-Authorization": f"Basic {base64.b64encode(said).decode()}"}
+    assert "Basic" not in repr(proxy)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://me:secret/1@host:80", "https_proxy is no address of a proxy"),
+        ("http://me:secret#1@host:80", "https_proxy is no address of a proxy"),
+        ("http://me:secret@host:port", "https_proxy is no address of a proxy"),
+        ("http://me:secret@[host", "https_proxy is no address of a proxy"),
+        ("http://me:secret@", "https_proxy is no address of a proxy"),
+        ("https://me:secret@host:443", "https_proxy names a user of a proxy that is reached by https"),
+    ],
+)
+def test_an_address_of_a_proxy_that_cannot_be_used_is_one_line_without_the_password(
+    m2jl: M2jl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    monkeypatch.setenv("https_proxy", address)
+    monkeypatch.setenv("no_proxy", "")
+    code, out, err = m2jl("data", "get", "mitdb", "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert says in err.splitlines()[-1]
+    assert "secret" not in err
+    assert "Traceback" not in err
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(site: Site, tmp_path: Path) -> None:

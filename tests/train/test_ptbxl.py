@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from runtime.spec import ModelSpec
+from train.dataset import EcgData, load
 from train.errors import DataError
-from train.ptbxl import RHYTHM, SUPERCLASSES, read_table, superclass_of
-from train.table import Table
+from train.ptbxl import HIGH_AT_100_HZ, RHYTHM, SUPERCLASSES, read_table, superclass_of
+from train.table import Table, open_table
 
 # Read off `scp_codes` by eye: form and rhythm statements (ABQRS, VCLVH, PVC, SR, ...) give no superclass, and a
 # likelihood of 0 or 15 counts like one of 100.
@@ -79,13 +84,53 @@ def test_folds(table: Table) -> None:
     assert table.fold(5) == ()
 
 
-def test_the_other_rate(tree: Path) -> None:
-    (tree / "records100").rename(tree / "records500")
-    for path in sorted(tree.glob("records500/*/*")):
-        path.rename(path.with_name(path.name.replace("_lr", "_hr")))
-    table = read_table(tree, rate_hz=500)
-    assert len(table.recordings) == 26
-    assert table.recordings[0].path == tree / "records500/00000/00285_hr"
+@pytest.mark.parametrize("rates_hz", [(500,), (500, 100), (100, 500)])
+def test_the_other_rate(tree_at_500_hz: Path, table: Table, rates_hz: tuple[int, ...]) -> None:
+    other = read_table(tree_at_500_hz, rates_hz)
+    assert (len(other.recordings), other.without_files) == (26, 1)
+    assert other.recordings[0].path == tree_at_500_hz / "records500/00000/00285_hr"
+    assert [(r.name, r.fold, r.labels) for r in other.recordings] == [
+        (r.name, r.fold, r.labels) for r in table.recordings
+    ]
+
+
+def test_of_two_rates_the_first_one_that_is_there_at_all_is_taken(mini: Path, tree_at_500_hz: Path) -> None:
+    one = "records100/00000/00285_lr"
+    (tree_at_500_hz / one).parent.mkdir(parents=True)
+    for suffix in (".hea", ".dat"):
+        shutil.copy((mini / one).with_suffix(suffix), (tree_at_500_hz / one).with_suffix(suffix))
+    table = read_table(tree_at_500_hz)
+    assert [recording.path for recording in table.recordings] == [tree_at_500_hz / one]
+    assert table.without_files == 26
+    assert len(read_table(tree_at_500_hz, (500, 100)).recordings) == 26
+
+
+def test_a_model_gets_the_slower_recordings_if_they_reach_its_band_and_the_faster_ones_if_need_be(
+    mini: Path, tree_at_500_hz: Path
+) -> None:
+    assert open_table(mini, HIGH_AT_100_HZ).recordings[0].path.name == "00285_lr"
+    for high_hz in (40.0, HIGH_AT_100_HZ, 46.0):
+        assert open_table(tree_at_500_hz, high_hz).recordings[0].path.name == "00285_hr"
+    with pytest.raises(DataError, match=r"27 recordings at 500 Hz, none of which is there$"):
+        open_table(mini, 46.0)
+
+
+def test_recordings_at_500_hz_are_brought_to_a_model_at_100_and_have_a_cache_of_their_own(
+    mini: Path, tree_at_500_hz: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData
+) -> None:
+    at_500_hz = load(tree_at_500_hz, spec, [9], cache=tmp_path / "cache")
+    assert at_500_hz.record.tolist() == validation.record.tolist()
+    np.testing.assert_array_equal(at_500_hz.length, validation.length)
+    # But for the edges the two differ by the low-pass that made the one of the other.
+    within = [(at_500_hz.signal_mv(row) - validation.signal_mv(row))[:, 50:-50] for row in range(6)]
+    assert np.abs(within).max() < 0.02
+    shutil.copytree(mini / "records100", tree_at_500_hz / "records100")
+    for path in tree_at_500_hz.rglob("*_?r.*"):
+        os.utime(path, (0, 0))
+    again = load(tree_at_500_hz, spec, [9], cache=tmp_path / "cache")
+    np.testing.assert_array_equal(again.samples, validation.samples)
+    shutil.rmtree(tree_at_500_hz / "records100")
+    np.testing.assert_array_equal(load(tree_at_500_hz, spec, [9], cache=tmp_path / "cache").samples, at_500_hz.samples)
 
 
 def test_only_diagnostic_statements_have_a_superclass(mini: Path) -> None:
@@ -96,9 +141,9 @@ def test_only_diagnostic_statements_have_a_superclass(mini: Path) -> None:
     assert set(superclass.values()) == set(SUPERCLASSES)
 
 
-def fails(root: Path, *says: str, rate_hz: int = 100) -> None:
+def fails(root: Path, *says: str, rates_hz: tuple[int, ...] = (100, 500)) -> None:
     with pytest.raises(DataError) as caught:
-        read_table(root, rate_hz)
+        read_table(root, rates_hz)
     assert "\n" not in str(caught.value)
     for part in says:
         assert part in str(caught.value)
@@ -110,8 +155,10 @@ def test_a_signal_file_that_is_gone_makes_its_record_missing(tree: Path) -> None
     assert (len(table.recordings), table.without_files) == (25, 2)
 
 
-def test_none_of_the_recordings_is_there(mini: Path) -> None:
-    fails(mini, "27 recordings at 500 Hz", "none of which is there", rate_hz=500)
+def test_none_of_the_recordings_is_there(mini: Path, tree: Path) -> None:
+    fails(mini, "27 recordings at 500 Hz, none of which is there", rates_hz=(500,))
+    shutil.rmtree(tree / "records100")
+    fails(tree, "27 recordings at 100 or 500 Hz, none of which is there")
 
 
 @pytest.mark.parametrize("name", ["scp_statements.csv", "ptbxl_database.csv"])
