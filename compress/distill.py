@@ -23,6 +23,7 @@ from train.dataset import EcgData, content_hash
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
+from train.refit import refit
 from train.task import kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, fit, make_fabric
 
@@ -142,7 +143,7 @@ def distill(
     fabric: Fabric | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> FitResult:
-    """Teach a student, or go on where `out` left off.
+    """Teach a student, or go on where `out` left off; its head is refitted at the end (`train.refit`).
 
     Args:
         train, validation: on the student's leads.
@@ -175,4 +176,7 @@ def distill(
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
-    return fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)
+    result = fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)
+    say("refitting the head")
+    refit(result.best, train, validation, device=fabric.device)
+    return result

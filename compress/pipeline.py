@@ -474,7 +474,7 @@ class _Run:
         recipe = self._recipe
         sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "distill")}
         gate = {name: limit for name, limit in recipe.gate.model_dump().items() if name.startswith("max_distill_")}
-        return {"teacher": sha256(self._teacher), "name": recipe.name, "gate": gate, **sections}
+        return {"teacher": sha256(self._teacher), "name": recipe.name, "gate": gate, "head": "refitted", **sections}
 
     def _ship(self, stage: str, path: Path, before: Logits, **more: Any) -> tuple[Row, list[Path]]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""

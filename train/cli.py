@@ -147,6 +147,9 @@ def train(
             show_default=False,
         ),
     ] = None,
+    refit: Annotated[
+        bool, typer.Option(help="At the end, mix the head's logits anew by logistic regression on the recordings.")
+    ] = True,
     device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it, float32 elsewhere.")] = "auto",
     cache: Annotated[
@@ -232,7 +235,17 @@ def train(
             say("training")
             # The bar starts anew, so that the time left is that of this network.
             hooks = replace(hooks, on_step=stepper(bar, task))
-            result = run(loaded, folder, opinions=opinions, teachers=teacher or (), fabric=fabric, hooks=hooks)
+            result = run(
+                loaded,
+                folder,
+                opinions=opinions,
+                teachers=teacher or (),
+                refitted=refit,
+                fabric=fabric,
+                hooks=hooks,
+                say=lambda line: bar.console.print(line, soft_wrap=True),
+                progress=stepper(bar, task),
+            )
         except KeyboardInterrupt:
             bar.console.print(
                 f"stopped; {folder} holds the last whole epoch if there was one; the same command goes on from it",

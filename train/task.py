@@ -43,7 +43,8 @@ from train.noise import load_noise
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
 from train.origin import folds_named
 from train.presets import Preset
-from train.processes import first_one_first
+from train.processes import first_one_first, for_all
+from train.refit import refit
 from train.table import Table, open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
@@ -169,14 +170,19 @@ def train(
     *,
     opinions: NDArray[np.float32] | None = None,
     teachers: Sequence[Path] = (),
+    refitted: bool = True,
     fabric: Fabric | None = None,
     hooks: Hooks | None = None,
+    say: Say = lambda _line: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> FitResult:
     """Train the preset's network, or go on where `out` left off; raises what `train.trainer.fit` raises.
 
     Args:
         opinions: (training recordings, labels) logits of `cross_fit`, or None to learn from the labels alone.
         teachers: checkpoints, the mean of whose logits is learned instead of opinions; they are asked in each step.
+        refitted: whether the head is refitted at the end (`train.refit`).
+        say, progress: what came of that, and how far it is.
 
     Raises:
         CheckpointError: a teacher cannot be read, hears or says something else than the preset's network, or has
@@ -197,7 +203,8 @@ def train(
     elif opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
         info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
-    return fit(
+    fabric = fabric or make_fabric(device="cpu")
+    result = fit(
         task.network(preset.fit.seed),
         data,
         task.validation,
@@ -209,6 +216,11 @@ def train(
         fabric=fabric,
         noise=task.noise,
     )
+    if refitted:
+        ask = partial(refit, result.best, data, task.validation, device=fabric.device, progress=progress)
+        if (came := for_all(fabric, ask)) is not None:
+            say(str(came))
+    return result
 
 
 def _teacher(path: Path, task: Task) -> M2JLNet:

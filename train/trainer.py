@@ -148,9 +148,11 @@ def update_average(average: M2JLNet, net: M2JLNet, step: int, decay: float) -> N
             kept.copy_(current)
 
 
-def predict(net: M2JLNet, data: EcgData, batch: int = 256) -> NDArray[np.float32]:
+def predict(
+    net: M2JLNet, data: EcgData, batch: int = 256, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> NDArray[np.float32]:
     """Logits (records, labels) in eval mode, on the network's device: the mean over each record's windows."""
-    return _predict(net, data, net, batch)
+    return _predict(net, data, net, batch, progress)
 
 
 def predict_all(net: M2JLNet, data: EcgData, batch: int = 256) -> tuple[NDArray[np.float32], ...]:
@@ -168,7 +170,13 @@ def predict_all(net: M2JLNet, data: EcgData, batch: int = 256) -> tuple[NDArray[
 
 
 @torch.no_grad()
-def _predict(net: M2JLNet, data: EcgData, call: Callable[[Tensor, Tensor], Tensor], batch: int) -> NDArray[np.float32]:
+def _predict(
+    net: M2JLNet,
+    data: EcgData,
+    call: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> NDArray[np.float32]:
     training, device = net.training, net.head.weight.device
     front_end = FrontEnd(net.spec).to(device)
     net.eval()
@@ -178,6 +186,7 @@ def _predict(net: M2JLNet, data: EcgData, call: Callable[[Tensor, Tensor], Tenso
         part = slice(first, first + batch)
         ecg, spectrogram = front_end(torch.from_numpy(data.windows(rows[part], starts[part])).to(device))
         parts.append(call(ecg, spectrogram).cpu().numpy())
+        progress(min(first + batch, len(rows)), len(rows))
     net.train(training)
     return mean_by_record(np.concatenate(parts), rows, len(data))
 

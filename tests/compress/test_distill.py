@@ -103,7 +103,8 @@ def test_a_student_is_the_recipe_s_with_the_teacher_s_signal(
 ) -> None:
     stages: list[str] = []
     result = distill(teacher, recipe, train_data, validation, tmp_path, say=stages.append)
-    assert stages == ["the teacher's logits", "distilling"]
+    assert stages == ["the teacher's logits", "distilling", "refitting the head"]
+    assert "refit" in checkpoint.load(result.best)[1]
     student, info = checkpoint.load_network(result.best)
     net, _ = checkpoint.load_network(teacher)
     assert student.config == small
@@ -323,7 +324,7 @@ def test_a_teacher_is_asked_about_the_mixtures_that_its_student_hears(
         )
 
     result = run("whole")
-    assert stages == ["distilling"]
+    assert stages == ["distilling", "refitting the head"]
     assert not list((tmp_path / "whole").glob("*.npy"))
     total = [sum(value for key, value in row.items() if key.startswith("loss_")) for row in result.history]
     assert total[-1] < total[0]

@@ -335,6 +335,27 @@ def test_the_preset_s_kind_of_positives_reaches_the_loss_and_is_told(task: Task,
     assert rows["jaccard"]["loss_contrast"] != rows["any"]["loss_contrast"]
 
 
+def test_the_head_is_refitted_once_and_only_where_it_is_wanted(task: Task, tmp_path: Path) -> None:
+    said: list[str] = []
+    steps: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        steps.append((done, total))
+
+    plain = train_task(task, tmp_path / "plain", refitted=False, say=said.append, progress=progress)
+    assert said == steps == []
+    assert "refit" not in checkpoint.load(plain.best)[1]
+    for _ in range(2):  # the second time it goes on from what is there
+        result = train_task(task, tmp_path / "run", say=said.append, progress=progress)
+    assert len(said) == 1
+    assert said[0].startswith("head refitted: validation macro-AUC ")
+    assert steps == [(7, 7)]
+    before, after = checkpoint.load(plain.best), checkpoint.load(result.best)
+    figures = after[1]["refit"]
+    assert figures["before"]["macro_auc"] == pytest.approx(plain.best_macro_auc)
+    assert torch.equal(before[0]["head.weight"], after[0]["head.weight"]) is not figures["kept"]
+
+
 def test_a_run_is_not_resumed_with_other_labels_signals_or_noise(task: Task, tmp_path: Path) -> None:
     train_task(task, tmp_path)
     swapped = replace(task.train, targets=task.train.targets[:, ::-1].copy())

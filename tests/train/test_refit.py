@@ -1,0 +1,127 @@
+"""The head is refitted on what labels say of each other, where the validation recordings find that better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from runtime.model import sigmoid
+from runtime.spec import ModelSpec
+from train import checkpoint
+from train.dataset import EcgData
+from train.metrics import Figures, best_thresholds, macro_auc, macro_f1
+from train.model import M2JLNet, NetConfig
+from train.refit import KEY, refit, remix
+from train.trainer import predict
+
+
+def dependent(records: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits that each lack what another label tells, and the labels."""
+    generator = np.random.default_rng(seed)
+    true = generator.normal(-0.5, 1.5, (records, 3))
+    targets = (generator.random((records, 3)) < sigmoid(true)).astype(np.float32)
+    mixed = true @ np.linalg.inv([[1.0, 0.0, 0.4], [-0.5, 0.8, 0.0], [0.0, 0.3, 1.2]]) - [0.3, 0.0, -0.5]
+    return mixed.astype(np.float32), targets
+
+
+def test_the_mixture_is_that_of_logistic_regression() -> None:
+    logits, targets = dependent(20_000)
+    mixture, offsets = remix(logits, targets)
+    for k in range(3):
+        wanted = LogisticRegression(C=np.inf, tol=1e-8).fit(logits, targets[:, k])
+        np.testing.assert_allclose(mixture[:, k], wanted.coef_[0], atol=5e-3)
+        assert offsets[k] == pytest.approx(wanted.intercept_[0], abs=5e-3)
+    np.testing.assert_allclose(mixture, [[1.0, 0.0, 0.4], [-0.5, 0.8, 0.0], [0.0, 0.3, 1.2]], atol=0.08)
+
+
+def test_logits_that_are_right_stay_as_they_are() -> None:
+    generator = np.random.default_rng(1)
+    logits = generator.normal(0, 2, (30_000, 4)).astype(np.float32)
+    targets = (generator.random(logits.shape) < sigmoid(logits)).astype(np.float32)
+    mixture, offsets = remix(logits, targets)
+    np.testing.assert_allclose(mixture, np.eye(4), atol=0.06)
+    np.testing.assert_allclose(offsets, 0.0, atol=0.06)
+
+
+def test_a_handful_of_recordings_does_not_run_away() -> None:
+    """Labels that a line tells apart have no likeliest mixture."""
+    logits = np.array([[3.0, -2.0], [-1.0, 2.0], [2.5, -3.0]], np.float32)
+    mixture, offsets = remix(logits, (logits > 0).astype(np.float32))
+    assert np.abs(mixture - np.eye(2)).max() < 1.0
+    assert np.abs(offsets).max() < 1.0
+
+
+def test_either_figure_that_falls_keeps_the_head_as_it_was(
+    trained: Path, train_data: EcgData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained.read_bytes()
+    for auc, f1, kept in ((0.9, 0.5, True), (0.9, 0.6, True), (0.9, 0.4, False), (0.8, 0.6, False)):
+        trained.write_bytes(whole)
+        figures = iter([Figures(0.9, 0.5, 0.5, np.zeros((5, 5))), Figures(auc, f1, 0.5, np.zeros((5, 5)))])
+        monkeypatch.setattr(Figures, "of", lambda *_, figures=figures: next(figures))
+        refitted = refit(trained, train_data, train_data)
+        assert refitted is not None
+        assert refitted.kept is kept
+
+
+@pytest.fixture
+def trained(small: NetConfig, spec: ModelSpec, tmp_path: Path) -> Path:
+    torch.manual_seed(4)
+    net = M2JLNet(small, spec)
+    path = tmp_path / "best.safetensors"
+    info = {**checkpoint.network_info(net, spec), "preset": "test", "best_epoch": 3}
+    checkpoint.save(path, net.state_dict(), info)
+    return path
+
+
+def test_what_comes_of_it_is_in_the_checkpoint(trained: Path, train_data: EcgData, validation: EcgData) -> None:
+    old, _ = checkpoint.load_network(trained)
+    logits = predict(old, validation)
+    mixture, offsets = remix(predict(old, train_data), train_data.targets)
+    steps: list[tuple[int, int]] = []
+    # Judged by what it was fitted on, it is better for sure.
+    refitted = refit(trained, train_data, train_data, progress=lambda done, total: steps.append((done, total)))
+    assert refitted is not None
+    assert refitted.kept
+    assert refitted.after.macro_auc > refitted.before.macro_auc
+    assert steps[-1] == (len(train_data), len(train_data))
+    net, info = checkpoint.load_network(trained)
+    np.testing.assert_allclose(predict(net, validation), logits @ mixture + offsets, rtol=1e-4, atol=1e-4)
+    for (name, before), after in zip(old.state_dict().items(), net.state_dict().values(), strict=True):
+        assert torch.equal(before, after) is not name.startswith("head."), name
+    truth, probability = train_data.targets.astype(bool), sigmoid(predict(net, train_data))
+    np.testing.assert_allclose(net.spec.thresholds, best_thresholds(truth, probability), atol=1e-6)
+    told = info[KEY]["after"]
+    assert told["macro_auc"] == pytest.approx(macro_auc(truth, probability))
+    assert told["macro_f1"] == pytest.approx(macro_f1(truth, probability, np.array(net.spec.thresholds)))
+    assert f"macro-AUC {info[KEY]['before']['macro_auc']:.4f} -> {told['macro_auc']:.4f}, " in str(refitted)
+    assert (info["preset"], info["best_epoch"]) == ("test", 3)
+
+
+def test_a_head_that_is_no_better_on_the_validation_recordings_stays(
+    trained: Path, train_data: EcgData, validation: EcgData
+) -> None:
+    before, header = checkpoint.load(trained)
+    # What the training recordings teach is the opposite of what these show.
+    opposite = replace(train_data, targets=1 - train_data.targets)
+    refitted = refit(trained, train_data, opposite)
+    assert refitted is not None
+    assert not refitted.kept
+    assert str(refitted).endswith("; left as it was")
+    after, info = checkpoint.load(trained)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert info.pop(KEY)["kept"] is False
+    assert info == header
+
+
+def test_it_is_done_once(trained: Path, train_data: EcgData) -> None:
+    refit(trained, train_data, train_data)
+    whole = trained.read_bytes()
+    assert refit(trained, train_data, train_data) is None
+    assert trained.read_bytes() == whole
