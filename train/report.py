@@ -49,6 +49,7 @@ table.confusion tbody th { text-align: right; width: 30% }
 table.confusion td { text-align: center; padding: 9px 0; border-radius: 5px; font-size: 17px; font-weight: 600 }
 table.confusion small, table.labels small { display: block; font-size: 11px; font-weight: 400 }
 table.labels small { color: var(--soft); white-space: nowrap }
+table.labels tbody th, table.labels td { vertical-align: middle }
 .caveat { margin: 10px 0 0; color: #a6441d; font-weight: 600; max-width: none }
 .strip { margin: 0 0 22px }
 .strip figcaption { font-size: 14px; margin-bottom: 5px; display: flex; flex-wrap: wrap; gap: 0 18px }
