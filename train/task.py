@@ -190,7 +190,7 @@ def train(
     """
     preset, data = task.preset, task.train
     tasks = _tasks(preset, data)
-    info = _info(task)
+    info = _info(task) | {"refitted": refitted}
     objective: Objective = tasks
     if teachers:
         nets = [_teacher(path, task) for path in teachers]

@@ -354,6 +354,9 @@ def test_the_head_is_refitted_once_and_only_where_it_is_wanted(task: Task, tmp_p
     figures = after[1]["refit"]
     assert figures["before"]["macro_auc"] == pytest.approx(plain.best_macro_auc)
     assert torch.equal(before[0]["head.weight"], after[0]["head.weight"]) is not figures["kept"]
+    for folder, wanted in (("plain", True), ("run", False)):
+        with pytest.raises(CheckpointError, match="holds a run with another refitted"):
+            train_task(task, tmp_path / folder, refitted=wanted)
 
 
 def test_a_run_is_not_resumed_with_other_labels_signals_or_noise(task: Task, tmp_path: Path) -> None:
