@@ -128,9 +128,12 @@ def train(
         typer.Option(help="Folder of nstdb: mix its noise into 30 % of the recordings.", show_default=False),
     ] = None,
     positives: Annotated[
-        Positives,
-        typer.Option(help="Alike to the contrastive task: by how far labels overlap, or any overlap in full."),
-    ] = "jaccard",
+        Positives | None,
+        typer.Option(
+            help="Alike to the contrastive task: by how far labels overlap, or any overlap in full.",
+            show_default="the preset's, jaccard",
+        ),
+    ] = None,
     cross_fit: Annotated[
         int,
         typer.Option(min=0, help="Networks per training fold that give second opinions on its labels; 0 for none."),

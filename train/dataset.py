@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from runtime.errors import SourceError
 from runtime.filters import resample
 from runtime.spec import LEADS_12, ModelSpec
-from train.cache import default_cache, partial_of, sweep, touch
+from train.cache import INDEX, default_cache, partial_of, sweep, touch
 from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
 from train.errors import DataError
 from train.files import put_in_place
@@ -224,7 +224,7 @@ def _build(folder: Path, spec: ModelSpec, table: Table, recordings: Sequence[Rec
         put_in_place(partial, folder)
     except OSError:
         # Another process may have been faster; its folder holds the same bytes.
-        if not (folder / "index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -263,7 +263,7 @@ def _fill(partial: Path, spec: ModelSpec, table: Table, recordings: Sequence[Rec
         "folds": sorted({recording.fold for recording in recordings}),
     }
     index = {"rows": rows, "first": first, "length": length, "unreadable": unreadable, "padded": padded, "about": about}
-    (partial / "index.json").write_text(json.dumps(index))
+    (partial / INDEX).write_text(json.dumps(index))
 
 
 def _write_header(file: BinaryIO, samples: int) -> None:
@@ -311,14 +311,14 @@ def load_table(
     if not recordings:
         raise DataError(f"{table.root}: no recordings of fold {', '.join(map(str, folds))} are there")
     folder = (cache or default_cache()) / f"{table.title.lower()}-{_cache_key(spec, table, recordings)}"
-    if not (folder / "index.json").is_file():
+    if not (folder / INDEX).is_file():
         try:
             _build(folder, spec, table, recordings, progress)
         except OSError as error:
             raise DataError(f"cannot keep prepared signals in {folder.parent}: {error}") from error
     touch(folder)
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / INDEX).read_text())
         # Copy on write: torch wants arrays that it could write to, and nothing of it may reach the file.
         samples = (
             np.asarray(np.load(folder / "signal.npy", mmap_mode="c")) if index["rows"] else np.empty(0, np.float32)

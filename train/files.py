@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, whatever happens to the process or to the machine.
 
-partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-partial.write_bytes(...)
-put_in_place(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(...)
+    put_in_place(partial, path)
+
+Who makes a file writes it beside, and sweeps up what a killed process left there.
 """
 
 from __future__ import annotations

@@ -237,6 +237,12 @@ class Figures:
         return np.concatenate([[self.macro_auc, self.macro_f1, self.micro_f1], self.per_label.ravel()])
 
 
+def at_best_thresholds(y_true: BoolArray, y_prob: FloatArray) -> tuple[Figures, tuple[float, ...]]:
+    """The figures at the records' own `best_thresholds`, and these (labels,).  For the validation fold only."""
+    thresholds = best_thresholds(y_true, y_prob)
+    return Figures.of(y_true, y_prob, thresholds), tuple(float(t) for t in thresholds)
+
+
 def bootstrap_intervals(
     statistics: Callable[[NDArray[np.intp]], NDArray[np.float64]], records: int, *, repeats: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:

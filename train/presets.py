@@ -180,7 +180,7 @@ def customised(
     spec: Mapping[str, Any],
     fit: Mapping[str, Any],
     noise: float,
-    positives: Positives = "jaccard",
+    positives: Positives | None = None,
 ) -> Preset:
     """A preset with what a user wants otherwise; values of None leave it as it is.
 
@@ -203,5 +203,5 @@ def customised(
     fields = {key: value for key, value in fit.items() if value is not None}
     augmentation = replace(chosen.fit.augmentation, noise=noise)
     schedule = replace(chosen.fit, augmentation=augmentation, **fields)
-    chosen = replace(chosen, net=net or chosen.net, fit=schedule, positives=positives)
+    chosen = replace(chosen, net=net or chosen.net, fit=schedule, positives=positives or chosen.positives)
     return chosen.with_spec(**{key: value for key, value in spec.items() if value is not None})

@@ -26,7 +26,7 @@ from scipy.optimize import minimize
 from runtime.model import sigmoid
 from train import checkpoint
 from train.dataset import EcgData
-from train.metrics import Figures, best_thresholds
+from train.metrics import Figures, at_best_thresholds
 from train.trainer import predict
 
 KEY = "refit"  # of a checkpoint's header
@@ -101,11 +101,8 @@ def refit(
     truth = validation.targets.astype(bool)
     mixture, offsets = remix(predict(net, train, progress=progress), train.targets)
     logits = predict(net, validation)
-    found = []
-    for said in (logits, logits @ mixture + offsets):
-        thresholds = best_thresholds(truth, sigmoid(said))
-        found.append((Figures.of(truth, sigmoid(said), thresholds), thresholds))
-    (before, _), (after, thresholds) = found
+    before, _ = at_best_thresholds(truth, sigmoid(logits))
+    after, thresholds = at_best_thresholds(truth, sigmoid(logits @ mixture + offsets))
     kept = after.macro_auc >= before.macro_auc and after.macro_f1 >= before.macro_f1
     if kept:
         head, matrix = net.head, torch.from_numpy(mixture.T).to(net.head.weight)
@@ -113,7 +110,7 @@ def refit(
             offset = matrix @ head.bias + torch.from_numpy(offsets).to(head.bias)
             head.weight.copy_(matrix @ head.weight)
             head.bias.copy_(offset)
-        spec = net.spec.model_copy(update={"thresholds": tuple(float(t) for t in thresholds)})
+        spec = net.spec.model_copy(update={"thresholds": thresholds})
         info = {**info, **checkpoint.network_info(net, spec)}
     told = {
         name: {"macro_auc": figures.macro_auc, "macro_f1": figures.macro_f1}

@@ -179,7 +179,7 @@ def _left_out(figures: dict[str, Any]) -> str:
 def _tiles(figures: dict[str, Any]) -> str:
     tiles = []
     for key, name in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1"), ("micro_f1", "micro-F1")):
-        interval = figures["ci95"].get(key)
+        interval = figures["ci95"][key]
         says = "95 % interval " + ("{:.4f} to {:.4f}".format(*interval) if interval else "unknown")
         tiles.append(f'<div class="tile">{name}<b>{_figure(figures[key], 4)}</b><span>{says}</span></div>')
     if "argmax" in figures:

@@ -40,7 +40,7 @@ from train.curves import write_curves
 from train.dataset import EcgData, mean_by_record
 from train.errors import CheckpointError, DataError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
-from train.metrics import best_thresholds, macro_auc, macro_f1, told_apart
+from train.metrics import at_best_thresholds, told_apart
 from train.model import M2JLNet, Output, count_macs, count_parameters
 from train.objectives import Objective, Parts
 from train.processes import for_all
@@ -383,13 +383,8 @@ def _validate(run: _Run, data: EcgData, epoch: int) -> tuple[dict[str, float], t
     if not np.isfinite(logits).all():
         # The last step's weights have been in no loss yet.
         raise DivergedError(f"the network's logits are not numbers after epoch {epoch + 1}: {MEND_DIVERGENCE}")
-    probability = sigmoid(logits)
-    thresholds = best_thresholds(truth, probability)
-    figures = {
-        "macro_auc": macro_auc(truth, probability),
-        "macro_f1": macro_f1(truth, probability, thresholds),
-    }
-    return figures, tuple(float(t) for t in thresholds)
+    figures, thresholds = at_best_thresholds(truth, sigmoid(logits))
+    return {"macro_auc": figures.macro_auc, "macro_f1": figures.macro_f1}, thresholds
 
 
 def _write_log(out: Path, history: list[dict[str, float]]) -> None:

@@ -27,7 +27,7 @@ from train.augment import Augmentation
 from train.dataset import EcgData
 from train.errors import CheckpointError, DivergedError, OutOfMemoryError, TrainError
 from train.frontend import FrontEnd
-from train.metrics import best_thresholds, macro_auc, macro_f1
+from train.metrics import Figures, at_best_thresholds, best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
 from train.objectives import MultiTask, Objective, Parts
 from train.trainer import FitConfig, FitResult, Hooks, fit, one_cycle, predict, update_average
@@ -232,7 +232,12 @@ def test_a_seed_decides(run: Run, whole: FitResult, tmp_path: Path) -> None:
 def scores_of(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     """The epochs' macro-AUC, in turn."""
     coming = iter(scores)
-    monkeypatch.setattr(train.trainer, "macro_auc", lambda _truth, _probability: next(coming))
+
+    def scored(truth: np.ndarray, probability: np.ndarray) -> tuple[Figures, tuple[float, ...]]:
+        figures, thresholds = at_best_thresholds(truth, probability)
+        return replace(figures, macro_auc=next(coming)), thresholds
+
+    monkeypatch.setattr(train.trainer, "at_best_thresholds", scored)
 
 
 @pytest.mark.parametrize(
