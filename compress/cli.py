@@ -83,7 +83,9 @@ def compress(
     loaded = load_recipe(recipe, overrides or [])
     fabric = make_fabric(loaded.student.precision, device)
     if dry_run:
-        for stage, says in plan(checkpoint, loaded, preset(loaded.preset), data, out, score_fold or ()):
+        for stage, says in plan(
+            checkpoint, loaded, preset(loaded.preset), data, out, test_folds=score_fold or (), fabric=fabric
+        ):
             typer.echo(f"{stage:<9} {says}")
         return
     with progress_bar() as bar:
@@ -191,7 +193,7 @@ def distill(
             hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
-    typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
+    typer.echo(str(result))
 
 
 @app.command("export")

@@ -23,7 +23,7 @@ from train.dataset import EcgData, content_hash
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
-from train.refit import refit
+from train.refit import refit_best
 from train.task import kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, fit, make_fabric
 
@@ -171,12 +171,10 @@ def distill(
     header = {
         "teacher_sha256": sha256(teacher),
         "distill": recipe.distill.model_dump(),
-        "precision": recipe.student.precision,
         "records": len(train),
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
     result = fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)
     say("refitting the head")
-    refit(result.best, train, validation, device=fabric.device)
-    return result
+    return refit_best(result, train, validation, fabric)

@@ -18,12 +18,12 @@ import onnx
 import torch
 
 from compress.errors import CompressError
-from compress.quiet import quiet
 from compress.simplify import simplify
 from runtime.session import write_atomically
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
 from train.model import M2JLNet
+from train.quiet import quiet
 
 OPSET = 20
 GRAPH_FORMAT = 2  # counted up when the same checkpoint comes to give another graph

@@ -53,6 +53,7 @@ from train import checkpoint, evaluate
 from train.checkpoint import load_network, write_text
 from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
+from train.files import alone_in
 from train.metrics import best_thresholds
 from train.model import M2JLNet
 from train.noise import load_noise
@@ -134,30 +135,31 @@ def run_pipeline(
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
-        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
+        CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used, or the folder is
+            another process's or cannot be written.
     """
     net = usable_teacher(teacher, recipe, preset)
     check_test_folds(test_folds, preset, open_table(data, net.spec.band_hz[1]))
-    _make_ready(out)
-    recorded = None if noise is None else load_noise(noise, net.spec)
-    say("recordings")
-    recordings = _recordings(net, recipe, preset, data, cache)
-    validation = recordings.validation
-    fold = preset.validation_fold
-    report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
-    run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), fabric, say)
-    try:
-        models = run.models()
-    except GateFailed as error:
-        report.failure = str(error)
+    with alone_in(out):
+        recorded = None if noise is None else load_noise(noise, net.spec)
+        say("recordings")
+        recordings = _recordings(net, recipe, preset, data, cache)
+        validation = recordings.validation
+        fold = preset.validation_fold
+        report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
+        run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), fabric, say)
+        try:
+            models = run.models()
+        except GateFailed as error:
+            report.failure = str(error)
+            report.write(out)
+            raise
+        report.passed = True
+        run.speed(models)
+        if test_folds:
+            run.test(models, data, test_folds, cache)
+        run.seal(models)
         report.write(out)
-        raise
-    report.passed = True
-    run.speed(models)
-    if test_folds:
-        run.test(models, data, test_folds, cache)
-    run.seal(models)
-    report.write(out)
     return report
 
 
@@ -181,17 +183,6 @@ def check_test_folds(folds: Sequence[int], preset: Preset, table: Table) -> None
             )
         if not table.fold(fold):
             raise CompressError(f"there is no recording of fold {fold} in {table.root} to be scored at the end")
-
-
-def _make_ready(out: Path) -> None:
-    """Make the folder, or learn now that nothing can be written to it; sweep out what a killed run was writing."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-        for partial in out.rglob("*.[0-9]*.partial"):
-            partial.unlink()
-    except OSError as error:
-        raise CompressError(f"cannot write to {out}: {error.strerror}") from error
 
 
 def _check_labels(spec: ModelSpec, train: EcgData, validation: EcgData) -> None:

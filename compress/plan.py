@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from compress.distill import student_network
@@ -23,15 +24,23 @@ from train import checkpoint
 from train.model import NETS, M2JLNet, count_parameters
 from train.presets import Preset
 from train.table import open_table
+from train.trainer import make_fabric, precision_of
 
 QAT_COST = 2.0  # an epoch with rounding in the loop takes about so many times as long as one without
 STEPS_TIMED = 3
 
 
 def plan(
-    teacher: Path, recipe: Recipe, preset: Preset, data: Path, out: Path, test_folds: Sequence[int] = ()
+    teacher: Path,
+    recipe: Recipe,
+    preset: Preset,
+    data: Path,
+    out: Path,
+    *,
+    test_folds: Sequence[int] = (),
+    fabric: Fabric | None = None,
 ) -> list[tuple[str, str]]:
-    """What `run_pipeline` would do, as (stage, sentence); nothing is written.
+    """What `run_pipeline` would do, given the same, as (stage, sentence); nothing is written.
 
     Raises:
         CompressError, train.errors.TrainError: the recipe, the teacher or the data cannot be used.
@@ -41,7 +50,8 @@ def plan(
     table = open_table(data, net.spec.band_hz[1])
     check_test_folds(test_folds, preset, table)
     records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
-    an_epoch_min = _epoch_min(student, net if recipe.distill.mixup else None, recipe, records[0])
+    fabric = fabric or make_fabric(recipe.student.precision, "cpu")
+    an_epoch_min = _epoch_min(student, net if recipe.distill.mixup else None, recipe, records[0], fabric)
     rows = [
         ("recipe", f"{recipe.name}, preset {recipe.preset}"),
         ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
@@ -50,7 +60,7 @@ def plan(
             "distill",
             f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
             f"{count_parameters(student):,} parameters; "
-            f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min)}",
+            f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min, fabric)}",
         ),
     ]
     if recipe.prune.share:
@@ -77,8 +87,8 @@ def _forward_of(net: M2JLNet, batch: int) -> Callable[[], Tensor]:
     return lambda: net(ecg, spectrogram)
 
 
-def _epoch_min(student: M2JLNet, asked: M2JLNet | None, recipe: Recipe, records: int) -> float:
-    """About how long an epoch takes here, by a few steps on noise; without augmentation, so rather too short.
+def _epoch_min(student: M2JLNet, asked: M2JLNet | None, recipe: Recipe, records: int, fabric: Fabric) -> float:
+    """About how long an epoch takes on this CPU, by a few steps on noise; without augmentation, so rather too short.
 
     Args:
         asked: a teacher that is asked about every batch.
@@ -88,7 +98,7 @@ def _epoch_min(student: M2JLNet, asked: M2JLNet | None, recipe: Recipe, records:
     seconds = []
     for _ in range(STEPS_TIMED):
         began_s = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.student.precision == "bf16"):
+        with fabric.autocast():
             loss: Tensor = learns().square().mean()
             if says is not None:
                 with torch.no_grad():
@@ -98,7 +108,9 @@ def _epoch_min(student: M2JLNet, asked: M2JLNet | None, recipe: Recipe, records:
     return float(np.median(seconds)) * records / batch / 60
 
 
-def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path, an_epoch_min: float) -> str:
+def _left_to_teach(
+    teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path, an_epoch_min: float, fabric: Fabric
+) -> str:
     """What an earlier run left, and about how long the rest would take."""
     last, epochs = folder / "last.safetensors", recipe.student.epochs
     if not last.exists():
@@ -110,6 +122,7 @@ def _left_to_teach(teacher: Path, recipe: Recipe, student: M2JLNet, folder: Path
     there["precision"] = info.get("precision")
     about = checkpoint.described(info, last)
     net = next((net for net, config in NETS.items() if config == replace(about.net, auxiliary=0)), "another")
+    wanted["precision"] = precision_of(fabric)
     wanted |= {"name": recipe.name, "leads": ",".join(student.spec.leads)}
     there |= {"name": about.spec.name, "leads": ",".join(about.spec.leads), "net": net}
     pairs = ((name, there[name], value) for name, value in wanted.items() if name in there)

@@ -38,11 +38,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.errors import CompressError, RecipeError
 from compress.export import save_with_spec
-from compress.quiet import quiet
 from runtime.chain import batch_windows
 from runtime.model import read_model
 from runtime.spec import ModelSpec
 from train.dataset import EcgData
+from train.quiet import quiet
 
 # Onnxruntime's entropy method is not among them: called this way it has as many bins as levels, and finds the minimum
 # and maximum.

@@ -37,7 +37,7 @@ class _Section(BaseModel):
 class Student(_Section):
     """The network that is taught, and how; `leads` where it is to see fewer than its teacher.
 
-    `precision` is that of the training (`train.trainer.make_fabric`): bf16 also pays on a CPU that has AMX.
+    `precision` is that of the training (`train.trainer.make_fabric`).
     """
 
     net: str

@@ -154,7 +154,9 @@ def train(
         bool, typer.Option(help="At the end, mix the head's logits anew by logistic regression on the recordings.")
     ] = True,
     device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="auto: bf16 on a GPU that has it, float32 elsewhere.")] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 where the GPU or CPU has it, else float32.")
+    ] = "auto",
     cache: Annotated[
         Path | None,
         typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet"),
@@ -185,7 +187,7 @@ def train(
     from train.task import cross_fit as second_opinions
     from train.task import load_task
     from train.task import train as run
-    from train.trainer import Hooks, make_fabric
+    from train.trainer import Hooks, make_fabric, precision_of
 
     chosen = customised(
         preset,
@@ -220,7 +222,8 @@ def train(
         bar.console.print(
             f"{preset}: {len(loaded.train)} recordings to train on, {len(loaded.validation)} to choose on, "
             f"{loaded.train.without_files} named without files, {left_out} unreadable and left out; {chosen.net}, "
-            f"{count_parameters(network):,} parameters, {count_macs(network) / 1e6:.0f} MMAC, on {fabric.device}",
+            f"{count_parameters(network):,} parameters, {count_macs(network) / 1e6:.0f} MMAC, "
+            f"on {fabric.device} in {precision_of(fabric)}",
             soft_wrap=True,
         )
         if untuned := loaded.preset.untuned:
@@ -256,7 +259,7 @@ def train(
             )
             raise typer.Exit(130) from None
     if fabric.is_global_zero:
-        typer.echo(f"{result.best}: epoch {result.best_epoch}, validation macro-AUC {result.best_macro_auc:.4f}")
+        typer.echo(str(result))
 
 
 def _list() -> None:

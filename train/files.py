@@ -4,14 +4,53 @@
     partial.write_bytes(...)
     put_in_place(partial, path)
 
-Who makes a file writes it beside, and sweeps up what a killed process left there.
+Who makes a file writes it beside, and sweeps up what a killed process left there: `alone_in` does for the folder of a
+run, and sees to it that this process is no longer alive.
+
+    with alone_in(Path("runs/base")):
+        ...
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from train.errors import CheckpointError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, and sweep out what a killed process was writing in it.
+
+    A process that ends, by whatever, holds nothing any more.
+
+    Raises:
+        CheckpointError: another process holds it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder / LOCK).acquire(blocking=False))
+            for unfinished in folder.glob("*.[0-9]*.partial"):
+                unfinished.unlink(missing_ok=True)
+        except Timeout:
+            raise CheckpointError(
+                f"another process is at work in {folder}: wait for its end, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # where what is open cannot be removed it stays, and does no harm
+                (folder / LOCK).unlink()
 
 
 def put_in_place(partial: Path, target: Path) -> None:

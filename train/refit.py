@@ -1,7 +1,8 @@
 """The head, refitted once a network is trained: each label's logit becomes a mixture of all labels' logits.
 
-    refitted = refit(Path("runs/teacher/best.safetensors"), train_data, validation_data)
-    print(refitted)     # head refitted: validation macro-AUC 0.9355 -> 0.9368, macro-F1 0.7566 -> 0.7608
+    result = fit(...)
+    result = refit_best(result, train_data, validation_data, fabric, say=print)
+    # head refitted: validation macro-AUC 0.9355 -> 0.9368, macro-F1 0.7566 -> 0.7608
 
 Labels of an ECG depend on each other (a normal one has no other, hypertrophy comes with repolarisation changes), and a
 head that was trained beside dropout, augmentation and other tasks says less of one label, given what it says of the
@@ -15,19 +16,24 @@ stays as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from runtime.model import sigmoid
 from train import checkpoint
 from train.dataset import EcgData
-from train.metrics import Figures, at_best_thresholds
-from train.trainer import predict
+from train.errors import CheckpointError
+from train.metrics import at_best_thresholds
+from train.processes import for_all
+from train.trainer import FitResult, predict
 
 KEY = "refit"  # of a checkpoint's header
 
@@ -36,22 +42,47 @@ Float64Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 
+class Judged(NamedTuple):
+    """Figures of the validation recordings, at thresholds tuned on them."""
+
+    macro_auc: float
+    macro_f1: float
+
+
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    """What came of it, in figures of the validation recordings at thresholds tuned on them.
+    """What came of it.
 
     Attributes:
         kept: whether the refitted head is in the checkpoint now.
     """
 
-    before: Figures
-    after: Figures
+    before: Judged
+    after: Judged
     kept: bool
 
+    @property
+    def now(self) -> Judged:
+        """The checkpoint as it is."""
+        return self.after if self.kept else self.before
+
     def __str__(self) -> str:
-        auc, f1 = ((getattr(self.before, name), getattr(self.after, name)) for name in ("macro_auc", "macro_f1"))
+        auc, f1 = zip(self.before, self.after, strict=True)
         said = f"validation macro-AUC {auc[0]:.4f} -> {auc[1]:.4f}, macro-F1 {f1[0]:.4f} -> {f1[1]:.4f}"
         return f"head refitted: {said}" + ("" if self.kept else "; left as it was")
+
+    def told(self) -> dict[str, Any]:
+        """For a checkpoint's header."""
+        return {"before": self.before._asdict(), "after": self.after._asdict(), "kept": self.kept}
+
+    @classmethod
+    def read(cls, told: dict[str, Any], path: Path) -> Refitted:
+        """What the header of the checkpoint at `path` tells; CheckpointError if that is no such thing."""
+        try:
+            before, after = (Judged(**told[name]) for name in ("before", "after"))
+            return cls(before, after, bool(told["kept"]))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} has a damaged header: {KEY}: {error}") from error
 
 
 def remix(logits: FloatArray, targets: FloatArray) -> tuple[Float64Array, Float64Array]:
@@ -84,8 +115,8 @@ def refit(
     *,
     device: torch.device | None = None,
     progress: Progress = lambda _done, _total: None,
-) -> Refitted | None:
-    """Refit a checkpoint's head; None where it has been done already.
+) -> Refitted:
+    """Refit a checkpoint's head, unless that has been done already.
 
     Args:
         train: the recordings that the network was trained on, or others whose labels it is to follow.
@@ -96,7 +127,7 @@ def refit(
     """
     net, info = checkpoint.load_network(path)
     if KEY in info:
-        return None
+        return Refitted.read(info[KEY], path)
     net.to(device or "cpu")
     truth = validation.targets.astype(bool)
     mixture, offsets = remix(predict(net, train, progress=progress), train.targets)
@@ -112,9 +143,31 @@ def refit(
             head.bias.copy_(offset)
         spec = net.spec.model_copy(update={"thresholds": thresholds})
         info = {**info, **checkpoint.network_info(net, spec)}
-    told = {
-        name: {"macro_auc": figures.macro_auc, "macro_f1": figures.macro_f1}
-        for name, figures in (("before", before), ("after", after))
-    }
-    checkpoint.save(path, net.state_dict(), {**info, KEY: {**told, "kept": kept}})
-    return Refitted(before, after, kept)
+    one, other = (Judged(figures.macro_auc, figures.macro_f1) for figures in (before, after))
+    came = Refitted(one, other, kept)
+    checkpoint.save(path, net.state_dict(), {**info, KEY: came.told()})
+    return came
+
+
+def refit_best(
+    result: FitResult,
+    train: EcgData,
+    validation: EcgData,
+    fabric: Fabric,
+    *,
+    say: Callable[[str], None] = lambda _line: None,
+    progress: Progress = lambda _done, _total: None,
+) -> FitResult:
+    """Refit what a run ended with, once for all processes; the result with the figures of the checkpoint as it is now.
+
+    Args:
+        train, validation: see `refit`.
+        say, progress: what came of it, and how far it is.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or written.
+    """
+    ask = partial(refit, result.best, train, validation, device=fabric.device, progress=progress)
+    came = for_all(fabric, ask)
+    say(str(came))
+    return replace(result, best_macro_auc=came.now.macro_auc, best_macro_f1=came.now.macro_f1)

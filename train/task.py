@@ -43,8 +43,8 @@ from train.noise import load_noise
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
 from train.origin import folds_named
 from train.presets import Preset
-from train.processes import first_one_first, for_all
-from train.refit import refit
+from train.processes import first_one_first
+from train.refit import refit_best
 from train.table import Table, open_table
 from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
@@ -203,7 +203,7 @@ def train(
     elif opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
         info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
-    fabric = fabric or make_fabric(device="cpu")
+    fabric = fabric or make_fabric("32", "cpu")
     result = fit(
         task.network(preset.fit.seed),
         data,
@@ -216,11 +216,7 @@ def train(
         fabric=fabric,
         noise=task.noise,
     )
-    if refitted:
-        ask = partial(refit, result.best, data, task.validation, device=fabric.device, progress=progress)
-        if (came := for_all(fabric, ask)) is not None:
-            say(str(came))
-    return result
+    return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
 
 
 def _teacher(path: Path, task: Task) -> M2JLNet:
@@ -266,7 +262,7 @@ def cross_fit(
         raise DataError(
             f"cross-fitting needs recordings of two training folds, and all there are lie in fold {folds[0]}"
         )
-    fabric = fabric or make_fabric(device="cpu")
+    fabric = fabric or make_fabric("32", "cpu")
     runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
     for number, (repeat, fold) in enumerate(runs, start=1):
         say(f"network {number} of {len(runs)}, without fold {fold}")

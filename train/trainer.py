@@ -14,6 +14,7 @@ so that the contrastive task sees the same pairs however many processes there ar
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -39,11 +40,13 @@ from train.batches import Mixup, Windows
 from train.curves import write_curves
 from train.dataset import EcgData, mean_by_record
 from train.errors import CheckpointError, DataError, DivergedError, OutOfMemoryError, TrainError
+from train.files import alone_in
 from train.frontend import FrontEnd
 from train.metrics import at_best_thresholds, told_apart
 from train.model import M2JLNet, Output, count_macs, count_parameters
 from train.objectives import Objective, Parts
 from train.processes import for_all
+from train.quiet import quiet
 
 WARM_UP = 0.3  # share of the steps in which the rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 1e4
@@ -81,12 +84,24 @@ class FitConfig:
 
 @dataclass(slots=True)
 class FitResult:
-    """What a run ended with."""
+    """What a run ended with.
+
+    Attributes:
+        best: the checkpoint; the figures are its own, of the validation recordings.
+        history: a row per epoch, as in the log.
+    """
 
     best: Path
     best_epoch: int
     best_macro_auc: float
+    best_macro_f1: float
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.best}: epoch {self.best_epoch}, validation macro-AUC {self.best_macro_auc:.4f}, "
+            f"macro-F1 {self.best_macro_f1:.4f}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +115,8 @@ class Hooks:
 def make_fabric(precision: Precision = "auto", device: Device = "auto") -> Fabric:
     """The device (`auto`, `cpu` or `cuda`), the precision, and the other processes where torchrun started some.
 
-    `auto` precision is bf16 with float32 weights on a GPU that has it in hardware, and float32 elsewhere: on CPUs bf16
-    training is slower than float32.
+    `auto` precision is bf16 with float32 weights on a GPU or CPU that has it in hardware, and float32 elsewhere, where
+    bf16 is slower.
 
     Raises:
         TrainError: `cuda` is asked for and not there, or there are more processes than devices.
@@ -117,14 +132,28 @@ def make_fabric(precision: Precision = "auto", device: Device = "auto") -> Fabri
             f"start no more than these, or choose --device cpu"
         )
     if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.get_device_capability()[0] >= 8 else "32"
-    return Fabric(
-        accelerator="cuda" if cuda else "cpu",
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
+        precision = "bf16" if (torch.cuda.get_device_capability()[0] >= 8 if cuda else _cpu_has_amx()) else "32"
+    with quiet("lightning_fabric"):
+        return Fabric(
+            accelerator="cuda" if cuda else "cpu",
+            devices=local,
+            num_nodes=max(1, world // local),
+            strategy="ddp" if world > 1 else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+
+
+def precision_of(fabric: Fabric) -> str:
+    """As the header of a run tells it: ``32-true`` or ``bf16-mixed``."""
+    return str(fabric.strategy.precision.precision)
+
+
+def _cpu_has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bf16 in hardware, as far as the kernel lets programs use that."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False  # not Linux
 
 
 def one_cycle(progress: float) -> float:
@@ -396,16 +425,6 @@ def _write_log(out: Path, history: list[dict[str, float]]) -> None:
         raise CheckpointError(f"cannot write {out / 'curves.svg'}: {error}") from error
 
 
-def _make_ready(out: Path) -> None:
-    """Make the run's folder, and sweep out what a killed run was writing."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is better known before the first epoch
-        for unfinished in out.glob("*.[0-9]*.partial"):
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {out}: {error.strerror}") from error
-
-
 def _keep(
     run: _Run,
     validation: EcgData,
@@ -453,31 +472,35 @@ def fit(
     Args:
         info: what else goes into the checkpoints' headers (data set, folds, preset); part of what must match
             on resume.
-        fabric: device, precision and processes (`make_fabric`), launched; one process on the CPU if there is none.
+        fabric: device, precision and processes (`make_fabric`), launched; without one it is one process on the CPU in
+            float32.
         noise: (channels, samples) mV of recorded noise (`train.noise.load_noise`), where the augmentation asks for it.
 
     Raises:
-        CheckpointError: `out` holds a run of another configuration, or cannot be written.
+        CheckpointError: `out` holds a run of another configuration, another process is at work in it, or it cannot be
+            written.
         DataError: the validation recordings cannot tell a good epoch from a bad one.
         DivergedError: the loss became infinite or NaN.
         OutOfMemoryError: the device has too little memory for a batch.
     """
     hooks = hooks or Hooks()
-    fabric = fabric or make_fabric(device="cpu")
+    fabric = fabric or make_fabric("32", "cpu")
     if not tells_epochs_apart(validation):
         raise DataError(
             f"{validation.table}: no finding is both present and absent among the {len(validation)} recordings to "
             "choose on"
         )
-    for_all(fabric, lambda: _make_ready(out))
-    try:
-        return _fit(net, train, validation, objective, config, out, info or {}, hooks, fabric, noise)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise OutOfMemoryError(
-                f"{fabric.device} has too little memory for batches of {config.batch}: try a smaller --batch"
-            ) from error
-        raise
+    with contextlib.ExitStack() as held:
+        # A place that cannot be written is better known before the first epoch.
+        for_all(fabric, lambda: held.enter_context(alone_in(out)))
+        try:
+            return _fit(net, train, validation, objective, config, out, info or {}, hooks, fabric, noise)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemoryError(
+                    f"{fabric.device} has too little memory for batches of {config.batch}: try a smaller --batch"
+                ) from error
+            raise
 
 
 def _fit(
@@ -495,8 +518,7 @@ def _fit(
     run = _Run(net, config, fabric.device)
     # Thresholds are tuned for the averaged network of the best epoch, and are in its checkpoint.
     untuned = net.spec.model_copy(update={"thresholds_from": ""})
-    precision = fabric.strategy.precision.precision
-    header = {**checkpoint.network_info(net, untuned), "fit": asdict(config), "precision": precision, **info}
+    header = {**checkpoint.network_info(net, untuned), "fit": asdict(config), "precision": precision_of(fabric), **info}
     header = json.loads(json.dumps(header))  # as it will be read back: JSON has no tuples
     last = out / "last.safetensors"
     if fabric.broadcast(last.is_file()) != last.is_file():
@@ -522,4 +544,4 @@ def _fit(
             hooks.on_epoch(run.history[-1])
     fabric.barrier()
     best = max(run.history, key=lambda row: (row["macro_auc"], row["epoch"]))  # of equals the last one was kept
-    return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], run.history)
+    return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], best["macro_f1"], run.history)

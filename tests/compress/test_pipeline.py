@@ -35,9 +35,10 @@ from runtime.model import Model, read_model, sigmoid
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData, load
-from train.errors import TrainError
+from train.errors import CheckpointError, TrainError
 from train.evaluate import onnx_logits
 from train.evaluate import score as evaluate
+from train.files import alone_in
 from train.metrics import best_thresholds
 from train.model import NETS, NetConfig
 from train.presets import PRESETS
@@ -388,8 +389,10 @@ def test_a_folder_that_cannot_be_written_to_and_a_full_one_for_temporary_files(
 ) -> None:
     recipe, preset = load_recipe(str(recipe_file)), PRESETS["ptbxl-super"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(CompressError, match=r"^cannot write to .*file: "):
+    with pytest.raises(CheckpointError, match=r"^cannot write to .*file: "):
         run_pipeline(teacher, recipe, preset, mini, tmp_path / "file", cache=cache)
+    with alone_in(finished), pytest.raises(CheckpointError, match="another process is at work in"):
+        run_pipeline(teacher, recipe, preset, mini, finished, cache=cache)
     (finished / "pupil-int8.onnx").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**5))
     with pytest.raises(CompressError, match=r"the disk of .* is full: \d+ MB are needed; TMPDIR names another"):

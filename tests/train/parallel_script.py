@@ -51,7 +51,7 @@ class Frozen(M2JLNet):
 
 def main(data: Path, cache: Path, out: Path) -> None:
     """All runs, each in a folder of its own under `out`, and the command at last."""
-    fabric = make_fabric(device="cpu")
+    fabric = make_fabric("32", "cpu")
     fabric.launch()
     wrote: list[str] = []
 

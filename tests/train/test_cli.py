@@ -202,7 +202,7 @@ def test_other_leads_rate_window_noise_and_precision(
     )
     assert code == 0, err
     assert "nano, " in err
-    assert ", on cpu" in err
+    assert ", on cpu in bf16-mixed\n" in err
     net, info = checkpoint.load_network(out / "best.safetensors")
     assert (net.spec.leads, net.spec.rate_hz, net.spec.window_samples) == (("I", "V1"), 125.0, 625)
     # Release 1.0.1 has more recordings than the excerpt's table names.

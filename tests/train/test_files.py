@@ -1,14 +1,18 @@
-"""What is put in its place is on the disk before its name is."""
+"""What is put in its place is on the disk before its name is, and a folder is one process's at a time."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from train.files import put_in_place
+from train.errors import CheckpointError
+from train.files import alone_in, put_in_place
 
 
 @pytest.fixture
@@ -79,3 +83,29 @@ def test_a_file_system_that_cannot_sync_folders_is_taken_as_it_is(
     partial.write_text("new")
     put_in_place(partial, tmp_path / "a")
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_folder_is_one_process_s_until_that_ends_by_whatever(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    code = "import sys, train.files as f\nwith f.alone_in(f.Path(sys.argv[1])): print('held', flush=True), input()"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        unfinished = folder / f"last.safetensors.{other.pid}.partial"
+        unfinished.write_text("half")
+        with pytest.raises(CheckpointError, match=rf"^another process is at work in {folder}: "), alone_in(folder):
+            pass
+        assert unfinished.exists()
+        other.send_signal(signal.SIGKILL)
+    for _ in range(2):  # it lets go at the end, too
+        with alone_in(folder):
+            assert not unfinished.exists()
+        assert not list(folder.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+        with pytest.raises(CheckpointError, match=rf"^cannot write to {place}: "), alone_in(place):
+            pass

@@ -15,10 +15,11 @@ from runtime.model import sigmoid
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.dataset import EcgData
-from train.metrics import Figures, best_thresholds, macro_auc, macro_f1
+from train.errors import CheckpointError
+from train.metrics import Figures, at_best_thresholds, best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, NetConfig
-from train.refit import KEY, refit, remix
-from train.trainer import predict
+from train.refit import KEY, refit, refit_best, remix
+from train.trainer import FitResult, make_fabric, predict
 
 
 def dependent(records: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -66,8 +67,8 @@ def test_either_figure_that_falls_keeps_the_head_as_it_was(
         figures = iter([Figures(0.9, 0.5, 0.5, np.zeros((5, 5))), Figures(auc, f1, 0.5, np.zeros((5, 5)))])
         monkeypatch.setattr(Figures, "of", lambda *_, figures=figures: next(figures))
         refitted = refit(trained, train_data, train_data)
-        assert refitted is not None
         assert refitted.kept is kept
+        assert refitted.now == ((auc, f1) if kept else (0.9, 0.5))
 
 
 @pytest.fixture
@@ -87,7 +88,6 @@ def test_what_comes_of_it_is_in_the_checkpoint(trained: Path, train_data: EcgDat
     steps: list[tuple[int, int]] = []
     # Judged by what it was fitted on, it is better for sure.
     refitted = refit(trained, train_data, train_data, progress=lambda done, total: steps.append((done, total)))
-    assert refitted is not None
     assert refitted.kept
     assert refitted.after.macro_auc > refitted.before.macro_auc
     assert steps[-1] == (len(train_data), len(train_data))
@@ -111,7 +111,6 @@ def test_a_head_that_is_no_better_on_the_validation_recordings_stays(
     # What the training recordings teach is the opposite of what these show.
     opposite = replace(train_data, targets=1 - train_data.targets)
     refitted = refit(trained, train_data, opposite)
-    assert refitted is not None
     assert not refitted.kept
     assert str(refitted).endswith("; left as it was")
     after, info = checkpoint.load(trained)
@@ -120,8 +119,38 @@ def test_a_head_that_is_no_better_on_the_validation_recordings_stays(
     assert info == header
 
 
-def test_it_is_done_once(trained: Path, train_data: EcgData) -> None:
-    refit(trained, train_data, train_data)
+def test_it_is_done_once_and_told_again(trained: Path, train_data: EcgData) -> None:
+    came = refit(trained, train_data, train_data)
     whole = trained.read_bytes()
-    assert refit(trained, train_data, train_data) is None
+    assert refit(trained, train_data, train_data) == came
     assert trained.read_bytes() == whole
+    tensors, info = checkpoint.load(trained)
+    for damaged in ({}, {**info[KEY], "after": {"macro_auc": 0.9}}, "yes"):
+        checkpoint.save(trained, tensors, {**info, KEY: damaged})
+        with pytest.raises(CheckpointError, match=r"best\.safetensors has a damaged header: refit"):
+            refit(trained, train_data, train_data)
+
+
+def test_a_run_ends_with_the_figures_of_its_checkpoint_as_it_is_now(
+    trained: Path, train_data: EcgData, validation: EcgData
+) -> None:
+    whole = trained.read_bytes()
+    opposite = replace(train_data, targets=1 - train_data.targets)
+    for judges in (train_data, opposite):
+        trained.write_bytes(whole)
+        net, _ = checkpoint.load_network(trained)
+        truth = judges.targets.astype(bool)
+        plain, _ = at_best_thresholds(truth, sigmoid(predict(net, judges)))
+        said: list[str] = []
+        ended = FitResult(trained, 3, plain.macro_auc, plain.macro_f1, [{"epoch": 1}])
+        result = refit_best(ended, train_data, judges, make_fabric("32", "cpu"), say=said.append)
+        net, _ = checkpoint.load_network(trained)
+        now, _ = at_best_thresholds(truth, sigmoid(predict(net, judges)))
+        assert (result.best_macro_auc, result.best_macro_f1) == pytest.approx((now.macro_auc, now.macro_f1))
+        assert (now.macro_auc > plain.macro_auc) is (judges is train_data)
+        assert (result.best, result.best_epoch, result.history) == (trained, 3, ended.history)
+        assert str(result) == (
+            f"{trained}: epoch 3, validation macro-AUC {now.macro_auc:.4f}, macro-F1 {now.macro_f1:.4f}"
+        )
+        assert len(said) == 1
+        assert said[0].endswith("; left as it was") is (judges is opposite)

@@ -513,8 +513,18 @@ def test_bf16_is_what_the_network_computes_in_and_not_what_it_keeps(
 
 def test_precision_and_device_of_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fabric = train.trainer.make_fabric()
-    assert (fabric.device.type, fabric.world_size, fabric._precision.precision) == ("cpu", 1, "32-true")
+    flags = {"Sapphire Rapids": "flags\t\t: fpu avx512f amx_bf16 amx_tile\n", "Ice Lake": "flags\t\t: fpu avx512f\n"}
+    for cpu, precision in (("Sapphire Rapids", "bf16-mixed"), ("Ice Lake", "32-true")):
+        monkeypatch.setattr(Path, "read_text", lambda *_, cpu=cpu, **__: flags[cpu])
+        fabric = train.trainer.make_fabric()
+        assert (fabric.device.type, fabric.world_size, train.trainer.precision_of(fabric)) == ("cpu", 1, precision)
+    assert train.trainer.precision_of(train.trainer.make_fabric("bf16")) == "bf16-mixed"
+
+    def no_linux(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", no_linux)
+    assert train.trainer.precision_of(train.trainer.make_fabric()) == "32-true"
     with pytest.raises(TrainError, match="there is no CUDA device"):
         train.trainer.make_fabric(device="cuda")
 
