@@ -117,12 +117,21 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**40, help="Instead of the preset's.", show_default=False)
     ] = None,
+    peak_rate: Annotated[
+        float | None, typer.Option(min=1e-6, max=1.0, help="Highest learning rate.", show_default="the preset's")
+    ] = None,
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after so many epochs without a better macro-AUC; 0 for never.")
     ] = 0,
     mixup: Annotated[
         float, typer.Option(min=0.0, max=10.0, help="Mix recordings by shares from Beta(MIXUP, MIXUP).")
     ] = 0.0,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=10.0, help="Scale recordings by up to 1 + GAIN, either way.", show_default="the preset's, 0.1"
+        ),
+    ] = None,
     noise: Annotated[
         Path | None,
         typer.Option(help="Folder of nstdb: mix its noise into 30 % of the recordings.", show_default=False),
@@ -145,6 +154,15 @@ def train(
         list[Path] | None,
         typer.Option(
             help="Learn what this checkpoint says, of the mixtures too where recordings are mixed; may be repeated.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin with this checkpoint's weights, to tune it further.",
             exists=True,
             dir_okay=False,
             show_default=False,
@@ -197,8 +215,16 @@ def train(
             "rate_hz": rate_hz,
             "window_s": window_s,
         },
-        fit={"epochs": epochs, "batch": batch, "seed": seed, "patience": patience, "mixup": mixup},
+        fit={
+            "epochs": epochs,
+            "batch": batch,
+            "seed": seed,
+            "peak_rate": peak_rate,
+            "patience": patience,
+            "mixup": mixup,
+        },
         noise=NOISE_SHARE if noise is not None else 0.0,
+        gain=gain,
         positives=positives,
     )
     folder = out or Path("runs") / preset
@@ -246,6 +272,7 @@ def train(
                 folder,
                 opinions=opinions,
                 teachers=teacher or (),
+                start=start,
                 refitted=refit,
                 fabric=fabric,
                 hooks=hooks,

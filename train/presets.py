@@ -180,6 +180,7 @@ def customised(
     spec: Mapping[str, Any],
     fit: Mapping[str, Any],
     noise: float,
+    gain: float | None = None,
     positives: Positives | None = None,
 ) -> Preset:
     """A preset with what a user wants otherwise; values of None leave it as it is.
@@ -189,6 +190,7 @@ def customised(
         spec: fields of `ModelSpec`: leads, rate, window.
         fit: fields of `FitConfig`.
         noise: share of the recordings that recorded noise is mixed into.
+        gain: see `Augmentation`.
         positives: of the contrastive task.
 
     Raises:
@@ -201,7 +203,8 @@ def customised(
     if unknown:
         raise PresetError(f"there is no lead {', '.join(map(repr, unknown))}; there are: {', '.join(LEADS_12)}")
     fields = {key: value for key, value in fit.items() if value is not None}
-    augmentation = replace(chosen.fit.augmentation, noise=noise)
+    augmentation = chosen.fit.augmentation
+    augmentation = replace(augmentation, noise=noise, gain=augmentation.gain if gain is None else gain)
     schedule = replace(chosen.fit, augmentation=augmentation, **fields)
     chosen = replace(chosen, net=net or chosen.net, fit=schedule, positives=positives or chosen.positives)
     return chosen.with_spec(**{key: value for key, value in spec.items() if value is not None})

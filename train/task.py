@@ -7,6 +7,7 @@
     result = train(task, Path("runs/teacher"), opinions=opinions)
 
     result = train(task, Path("runs/born-again"), teachers=[Path("runs/teacher/best.safetensors")])
+    result = train(task, Path("runs/tuned"), start=Path("runs/born-again/best.safetensors"))
 
 Cross-fitting gives every training recording a second opinion.  Annotators disagree, and a network that trains long
 enough learns their slips by heart.  So for each training fold a network is trained on the other folds, and what it
@@ -50,8 +51,8 @@ from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_a
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
 TEACHER_SHARE, TEACHER_TEMPERATURE = 0.9, 2.0  # as in the shipped recipe of `m2jl compress`, chosen on the same fold
-# What a teacher and its pupil must have in common: the pupil is told what the teacher says of what the pupil hears.
-SAME_FOR_TEACHERS = ("leads", "rate_hz", "window_s", "band_hz", "scale_mv", "spectrogram", "labels")
+# What a network must have in common with one that it teaches, or goes on as.
+SAME_FOR_BOTH = ("leads", "rate_hz", "window_s", "band_hz", "scale_mv", "spectrogram", "labels")
 SEED_STEP = 10  # between the networks of two repeats of one fold
 
 Progress = Callable[[int, int], None]
@@ -170,6 +171,7 @@ def train(
     *,
     opinions: NDArray[np.float32] | None = None,
     teachers: Sequence[Path] = (),
+    start: Path | None = None,
     refitted: bool = True,
     fabric: Fabric | None = None,
     hooks: Hooks | None = None,
@@ -181,31 +183,39 @@ def train(
     Args:
         opinions: (training recordings, labels) logits of `cross_fit`, or None to learn from the labels alone.
         teachers: checkpoints, the mean of whose logits is learned instead of opinions; they are asked in each step.
+        start: a checkpoint whose weights to begin with, instead of new ones; the schedule begins anew.
         refitted: whether the head is refitted at the end (`train.refit`).
         say, progress: what came of that, and how far it is.
 
     Raises:
-        CheckpointError: a teacher cannot be read, hears or says something else than the preset's network, or has
-            learned from recordings that this one is chosen by or to be tested on.
+        CheckpointError: a teacher or `start` cannot be read, hears or says something else than the preset's network, or
+            has learned from recordings that this one is chosen by or to be tested on; or `start` is of other layers.
     """
     preset, data = task.preset, task.train
     tasks = _tasks(preset, data)
     info = _info(task) | {"refitted": refitted}
+    net = task.network(preset.fit.seed)
+    if start is not None:
+        first = _trained(start, task)
+        if first.config != net.config:
+            raise CheckpointError(f"{start} does not hold the network that the preset asks for ({preset.net})")
+        net.load_state_dict(first.state_dict())
+        info["start_sha256"] = _digest(start)
     objective: Objective = tasks
     if teachers:
-        nets = [_teacher(path, task) for path in teachers]
+        nets = [_trained(path, task) for path in teachers]
         objective = LiveDistillation(tasks, nets, temperature=TEACHER_TEMPERATURE, teacher_share=TEACHER_SHARE)
         info |= {
             "teacher_share": TEACHER_SHARE,
             "teacher_temperature": TEACHER_TEMPERATURE,
-            "teachers_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in teachers],
+            "teachers_sha256": [_digest(path) for path in teachers],
         }
     elif opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
         info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
     fabric = fabric or make_fabric("32", "cpu")
     result = fit(
-        task.network(preset.fit.seed),
+        net,
         data,
         task.validation,
         objective,
@@ -219,19 +229,23 @@ def train(
     return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
 
 
-def _teacher(path: Path, task: Task) -> M2JLNet:
-    """A network that is trained already; raises what `train` says of teachers."""
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _trained(path: Path, task: Task) -> M2JLNet:
+    """A network that is trained already, as a teacher or to begin with; raises what `train` says of them."""
     net, info = checkpoint.load_network(path)
     spec = task.preset.spec
-    for field in SAME_FOR_TEACHERS:
+    for field in SAME_FOR_BOTH:
         if getattr(net.spec, field) != getattr(spec, field):
             raise CheckpointError(
-                f"{path} has {field} {getattr(net.spec, field)!r}, where the network that it is to teach has "
+                f"{path} has {field} {getattr(net.spec, field)!r}, where the network to be trained has "
                 f"{getattr(spec, field)!r}"
             )
     seen = set(info.get("train_folds", folds_named(net.spec.trained_on, task.train.table) or ()))
     for fold in seen.intersection({task.preset.validation_fold, *task.test_folds}):
-        raise CheckpointError(f"{path} was trained on fold {fold}, by which the network that it is to teach is judged")
+        raise CheckpointError(f"{path} was trained on fold {fold}, by which the network to be trained is judged")
     return net
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -251,6 +252,12 @@ def test_a_network_is_born_again_from_its_teachers(m2jl: M2jl, mini: Path, tmp_p
     code, _, err = m2jl(*command, *asked, "--leads", "I,II", "--out", tmp_path / "two-leads")
     assert code == 2
     assert "has leads" in err.strip().splitlines()[-1]
+    tuned = ("--start", teachers[0], "--gain", 0, "--peak-rate", 1e-4, "--out", tmp_path / "tuned")
+    code, _, err = m2jl(*command, *tuned)
+    assert code == 0, err
+    _, info = checkpoint.load(tmp_path / "tuned" / "best.safetensors")
+    assert info["start_sha256"] == hashlib.sha256(teachers[0].read_bytes()).hexdigest()
+    assert (info["fit"]["peak_rate"], info["fit"]["augmentation"]["gain"]) == (1e-4, 0.0)
 
 
 def test_lists(m2jl: M2jl) -> None:
@@ -354,6 +361,9 @@ def test_a_batch_too_large_for_the_memory_is_told_by_its_option(
         (("ptbxl-super", "--precision", "fp8"), "--precision"),
         (("ptbxl-super", "--device", "tpu"), "--device"),
         (("ptbxl-super", "--positives", "some"), "--positives"),
+        (("ptbxl-super", "--gain", "-1"), "--gain"),
+        (("ptbxl-super", "--peak-rate", "0"), "--peak-rate"),
+        (("ptbxl-super", "--data", ".", "--start", "absent.safetensors"), "absent.safetensors"),
         (("ptbxl-super", "--data", ".", "--teacher", "absent.safetensors"), "absent.safetensors"),
         (("ptbxl-super", "--data", ".", "--teacher", __file__, "--cross-fit", "2"), "--teacher"),
     ],

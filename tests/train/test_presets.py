@@ -105,6 +105,7 @@ def test_each_wish_changes_its_own() -> None:
         spec={"leads": ("I", "V5"), "rate_hz": 250.0, "window_s": 5.0},
         fit={"epochs": 3, "batch": 7, "seed": 4, "patience": 2},
         noise=0.3,
+        gain=0.0,
         positives="any",
     )
     assert chosen.positives == "any"
@@ -114,7 +115,8 @@ def test_each_wish_changes_its_own() -> None:
     assert chosen.spec.labels == before.spec.labels
     fit = chosen.fit
     assert (fit.epochs, fit.batch, fit.seed, fit.patience, fit.augmentation.noise) == (3, 7, 4, 2, 0.3)
-    augmentation = replace(before.fit.augmentation, noise=0.3)
+    augmentation = replace(before.fit.augmentation, noise=0.3, gain=0.0)
+    assert before.fit.augmentation.gain > 0
     assert fit == replace(before.fit, epochs=3, batch=7, seed=4, patience=2, augmentation=augmentation)
 
 

@@ -299,7 +299,7 @@ def test_what_teachers_say_of_mixtures_is_learned_and_told(task: Task, tmp_path:
 def test_a_teacher_that_hears_or_says_something_else_is_refused(mini: Path, task: Task, tmp_path: Path) -> None:
     teacher = train_task(task, tmp_path / "teacher").best
     for fields, says in (
-        ({"leads": ("I", "II")}, r"has leads \('I', .*'V6'\), where the network that it is to teach has \('I', 'II'\)"),
+        ({"leads": ("I", "II")}, r"has leads \('I', .*'V6'\), where the network to be trained has \('I', 'II'\)"),
         ({"window_s": 5.0}, r"has window_s 10\.0, where .* has 5\.0"),
         ({"labels": ("NORM", "MI"), "thresholds": (0.5, 0.5)}, "has labels"),
     ):
@@ -307,6 +307,27 @@ def test_a_teacher_that_hears_or_says_something_else_is_refused(mini: Path, task
         with pytest.raises(CheckpointError, match=says):
             train_task(other, tmp_path / "pupil", teachers=[teacher])
     assert not (tmp_path / "pupil").exists()
+
+
+def test_a_run_begins_with_the_weights_that_it_is_given(task: Task, tmp_path: Path) -> None:
+    first = train_task(task, tmp_path / "first", refitted=False)
+    digest = hashlib.sha256(first.best.read_bytes()).hexdigest()
+    still = replace(task, preset=chosen(peak_rate=1e-9))
+    for start, as_before in ((first.best, True), (None, False)):
+        folder = tmp_path / str(as_before)
+        result = train_task(still, folder, start=start, refitted=False)
+        before, after = (checkpoint.load_network(path)[0].head.weight for path in (first.best, result.best))
+        assert torch.allclose(before, after, atol=1e-6) is as_before
+        assert checkpoint.load(result.best)[1].get("start_sha256") == (digest if as_before else None)
+    with pytest.raises(CheckpointError, match="another start_sha256"):
+        train_task(still, tmp_path / "True", refitted=False)
+    others = (
+        (chosen().with_spec(leads=("I",)), "has leads"),
+        (customised("ptbxl-super", net="tiny", spec={}, fit={}, noise=0.0), r"not hold the network .* asks for \(tiny"),
+    )
+    for other, says in others:
+        with pytest.raises(CheckpointError, match=says):
+            train_task(replace(task, preset=other), tmp_path / "other", start=first.best)
 
 
 def test_a_teacher_that_knows_the_fold_to_choose_by_is_refused(task: Task, tmp_path: Path) -> None:
@@ -321,6 +342,8 @@ def test_a_teacher_that_knows_the_fold_to_choose_by_is_refused(task: Task, tmp_p
         checkpoint.save(tmp_path / "knows.safetensors", tensors, header)
         with pytest.raises(CheckpointError, match=r"knows\.safetensors was trained on fold (9|10), by which"):
             train_task(task, tmp_path / name, teachers=[tmp_path / "knows.safetensors"])
+        with pytest.raises(CheckpointError, match=r"knows\.safetensors was trained on fold (9|10), by which"):
+            train_task(task, tmp_path / name, start=tmp_path / "knows.safetensors")
 
 
 def test_the_preset_s_kind_of_positives_reaches_the_loss_and_is_told(task: Task, tmp_path: Path) -> None:
