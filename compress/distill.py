@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from compress.errors import CompressError, RecipeError
 from compress.recipe import Recipe
-from compress.stages import sha256
 from runtime.spec import LEADS_12, ModelSpec
 from train.augment import Augmentation
 from train.checkpoint import load_network
 from train.dataset import EcgData, content_hash
+from train.files import sha256_of
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
@@ -169,7 +169,7 @@ def distill(
     say("distilling")
     config = fit_config(recipe, noise)
     header = {
-        "teacher_sha256": sha256(teacher),
+        "teacher_sha256": sha256_of(teacher),
         "distill": recipe.distill.model_dump(),
         "records": len(train),
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),

@@ -42,7 +42,7 @@ from compress.quantize import METHODS, Calibrator, with_spec
 from compress.recipe import Recipe
 from compress.report import versions, write_html
 from compress.sbom import write_checksums, write_sbom
-from compress.stages import Stages, sha256
+from compress.stages import Stages
 from compress.verify import Comparison, check, compare, finite
 from runtime.bench import BenchConfig, bench, machine
 from runtime.errors import OptionError
@@ -53,7 +53,7 @@ from train import checkpoint, evaluate
 from train.checkpoint import load_network, write_text
 from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
-from train.files import alone_in
+from train.files import alone_in, sha256_of
 from train.metrics import best_thresholds
 from train.model import M2JLNet
 from train.noise import load_noise
@@ -102,7 +102,7 @@ class Recordings:
 
 def _file(path: Path) -> Row:
     """Which file a stage gave."""
-    return {"file": str(path), "sha256": sha256(path), "file_kb": round(path.stat().st_size / 1024, 1)}
+    return {"file": str(path), "sha256": sha256_of(path), "file_kb": round(path.stat().st_size / 1024, 1)}
 
 
 def tuned(path: Path, logits: Logits, data: EcgData, measured: dict[str, float | int | str]) -> None:
@@ -273,7 +273,7 @@ class _Run:
         Raises:
             GateFailed: a stage lost too much.
         """
-        self._stage("teacher", self._teacher, {"teacher": sha256(self._teacher)}, self._score_teacher)
+        self._stage("teacher", self._teacher, {"teacher": sha256_of(self._teacher)}, self._score_teacher)
         taught = self._distil()
         if self._recipe.prune.share:
             taught = self._prune(taught)
@@ -300,7 +300,7 @@ class _Run:
         recipe = self._recipe
         sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("quantize", "gate")}
         what = {"targets": list(recipe.targets), "name": recipe.name, "graph": GRAPH_FORMAT}
-        return {"checkpoint": sha256(taught), **sections, **what}
+        return {"checkpoint": sha256_of(taught), **sections, **what}
 
     def _deployed(self, taught: Path, before: Path | None = None) -> dict[str, Path]:
         """The .onnx files of a checkpoint.
@@ -321,7 +321,7 @@ class _Run:
 
     def _of(self, path: Path) -> Logits:
         """Logits of the validation recordings by a checkpoint (of the student) or an .onnx file."""
-        digest = sha256(path)
+        digest = sha256_of(path)
         if digest not in self._logits:
             if path.suffix == ".onnx":
                 self._logits[digest] = onnx_logits(Model.load(path, threads=2), self._data.validation)
@@ -415,7 +415,7 @@ class _Run:
 
     def _prune(self, taught: Path) -> Path:
         folder, data, how = self._out / "pruned", self._data, self._recipe.prune
-        origin = {"pruned_from_sha256": sha256(taught), "prune": how.model_dump()}
+        origin = {"pruned_from_sha256": sha256_of(taught), "prune": how.model_dump()}
 
         def train() -> int:
             small = prune(load_network(taught)[0], data.train, how.share, seed=self._recipe.student.seed)
@@ -431,12 +431,12 @@ class _Run:
                 noise=self._noise,
             ).best_epoch
 
-        depends = {"checkpoint": sha256(taught), "prune": how.model_dump(), **self._learning()}
+        depends = {"checkpoint": sha256_of(taught), "prune": how.model_dump(), **self._learning()}
         return self._trained("prune", folder / "best.safetensors", depends, train, lambda: self._of(taught), origin)
 
     def _train_rounded(self, taught: Path) -> Path:
         folder, data, how = self._out / "qat", self._data, self._recipe.qat
-        origin = {"tuned_from_sha256": sha256(taught), "settings": how.model_dump()}
+        origin = {"tuned_from_sha256": sha256_of(taught), "settings": how.model_dump()}
 
         def train() -> int:
             return fine_tune(
@@ -453,7 +453,7 @@ class _Run:
             ).best_epoch
 
         depends = {
-            "checkpoint": sha256(taught),
+            "checkpoint": sha256_of(taught),
             "methods": self._recipe.quantize.methods[0],
             "qat": how.model_dump(),
             **self._learning(),
@@ -465,7 +465,7 @@ class _Run:
         recipe = self._recipe
         sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "distill")}
         gate = {name: limit for name, limit in recipe.gate.model_dump().items() if name.startswith("max_distill_")}
-        return {"teacher": sha256(self._teacher), "name": recipe.name, "gate": gate, "head": "refitted", **sections}
+        return {"teacher": sha256_of(self._teacher), "name": recipe.name, "gate": gate, "head": "refitted", **sections}
 
     def _ship(self, stage: str, path: Path, before: Logits, **more: Any) -> tuple[Row, list[Path]]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
@@ -495,7 +495,7 @@ class _Run:
             half(exported, _unproven(path))
             return self._ship("fp16", path, self._of(exported))
 
-        self._stage("fp16", path, {"exported": sha256(exported), "gate": self._recipe.gate.model_dump()}, work)
+        self._stage("fp16", path, {"exported": sha256_of(exported), "gate": self._recipe.gate.model_dump()}, work)
         return path
 
     def _quantize(self, stage: str, exported: Path, target: str, like: Path) -> Path:
@@ -523,7 +523,7 @@ class _Run:
                         self._say(f"{error}: leaving {floats[-1]} in float")
 
         gate = self._recipe.gate.model_dump()
-        files = {"exported": sha256(exported), "like": sha256(like)}
+        files = {"exported": sha256_of(exported), "like": sha256_of(like)}
         depends = {**files, "quantize": how.model_dump(mode="json"), "gate": gate}
         self._stage(stage, path, depends, work)
         return path
@@ -546,7 +546,7 @@ class _Run:
             size = {"nodes": sum(file.nodes.values()), "refused": 0, "engine_kb": round(len(engine.data) / 1024, 1)}
             return {"tensorrt": builder.tensorrt, "target": builder.target, **size}, []
 
-        depends = {"model": sha256(path), "tensorrt": builder.tensorrt, "target": builder.target}
+        depends = {"model": sha256_of(path), "tensorrt": builder.tensorrt, "target": builder.target}
         self._report.build = self._done("build", depends, work)
 
     def speed(self, models: dict[str, Path]) -> None:
@@ -564,8 +564,8 @@ class _Run:
                 for stage, row in zip(("teacher", *timed), rows, strict=True)
             }, []
 
-        files = {stage: sha256(path) for stage, path in timed.items()}
-        rows = self._done("benchmark", {"teacher": sha256(self._teacher), "files": files, "cpu": here["cpu"]}, work)
+        files = {stage: sha256_of(path) for stage, path in timed.items()}
+        rows = self._done("benchmark", {"teacher": sha256_of(self._teacher), "files": files, "cpu": here["cpu"]}, work)
         for stage, row in rows.items():
             self._report.stages[stage] |= row
         p50 = {stage: row["latency_ms"]["p50"] for stage, row in rows.items()}
@@ -584,7 +584,7 @@ class _Run:
                 for stage, path in scored.items()
             }, []
 
-        files = {stage: sha256(path) for stage, path in scored.items()}
+        files = {stage: sha256_of(path) for stage, path in scored.items()}
         self._report.test = self._done("test", {"files": files, "folds": list(folds)}, work)
 
     def seal(self, models: dict[str, Path]) -> None:
@@ -597,7 +597,7 @@ class _Run:
             write_checksums(checksums, [*files, sbom])
             return {}, [sbom, checksums]
 
-        self._done("seal", {"files": [sha256(path) for path in files], "name": self._recipe.name}, work)
+        self._done("seal", {"files": [sha256_of(path) for path in files], "name": self._recipe.name}, work)
 
 
 def _remove_other(folder: Path, origin: Row) -> None:

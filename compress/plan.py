@@ -19,8 +19,8 @@ from torch import Tensor
 from compress.distill import student_network
 from compress.pipeline import check_test_folds, product, usable_teacher
 from compress.recipe import Recipe
-from compress.stages import sha256
 from train import checkpoint
+from train.files import sha256_of
 from train.model import NETS, M2JLNet, count_parameters
 from train.presets import Preset
 from train.table import open_table
@@ -116,7 +116,7 @@ def _left_to_teach(
     if not last.exists():
         return f"{epochs} epochs, about {epochs * an_epoch_min:.0f} min"
     _, info = checkpoint.load(last)
-    digest = sha256(teacher)
+    digest = sha256_of(teacher)
     wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
     there = {**info.get("fit", {}), **info.get("distill", {}), "teacher": str(info.get("teacher_sha256"))[:12]}
     there["precision"] = info.get("precision")

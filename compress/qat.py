@@ -31,9 +31,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from compress.quantize import choose_records
-from compress.stages import sha256
 from train.checkpoint import load_network
 from train.dataset import EcgData
+from train.files import sha256_of
 from train.frontend import FrontEnd
 from train.model import M2JLNet, Output
 from train.objectives import Objective
@@ -242,7 +242,7 @@ def fine_tune(
     """
     net, _ = load_network(source)
     header = {
-        "tuned_from_sha256": sha256(source),
+        "tuned_from_sha256": sha256_of(source),
         "qat": {"records": records, "percentile": percentile},
         **(info or {}),
     }

@@ -19,9 +19,9 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from compress.stages import sha256
 from runtime.model import read_model
 from train.checkpoint import write_text
+from train.files import sha256_of
 
 
 def write_sbom(path: Path, name: str, models: Sequence[Path]) -> None:
@@ -46,7 +46,7 @@ def write_sbom(path: Path, name: str, models: Sequence[Path]) -> None:
 
 def write_checksums(path: Path, files: Sequence[Path]) -> None:
     """Write the SHA-256 of files in the same folder, as `sha256sum` reads them."""
-    write_text(path, "".join(f"{sha256(file)}  {file.name}\n" for file in files))
+    write_text(path, "".join(f"{sha256_of(file)}  {file.name}\n" for file in files))
 
 
 def _model(path: Path) -> dict[str, Any]:

@@ -11,20 +11,15 @@ left them; when one is done anew, all later ones are forgotten.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint import write_text
+from train.files import sha256_of
 
 LIST = "stages.json"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Stages:
@@ -74,7 +69,7 @@ class Stages:
         self._asked.append(stage)
         self._kept[stage] = {
             "depends": _plain(depends),
-            "files": {str(path.relative_to(self._folder)): sha256(path) for path in files},
+            "files": {str(path.relative_to(self._folder)): sha256_of(path) for path in files},
             "row": _plain(row),
         }
         self._write()
@@ -95,7 +90,7 @@ class Stages:
             path = self._folder / name
             if not path.is_file():
                 return f"{name} is gone"
-            if sha256(path) != digest:
+            if sha256_of(path) != digest:
                 return f"{name} was changed"
         return ""
 

@@ -26,7 +26,8 @@ from train.cinc2017 import CLASS_OF, REFERENCES
 from train.cpsc2018 import diagnosis_codes, read_matlab
 from train.datasets import CPSC_NUMBERS, DATA_SETS, SNOMED
 from train.errors import DataError
-from train.fetch import CHECKSUMS, parse_checksums, sha256_of
+from train.fetch import CHECKSUMS, parse_checksums
+from train.files import sha256_of
 from train.noise import RECORDS
 from train.ptbxl import COLUMN_OF_RATE, DATABASE, entries
 from train.table import csv_rows

@@ -11,7 +11,6 @@ would emit, and its probability is the sigmoid of their mean logit.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from runtime.model import Model, sigmoid
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_table, mean_by_record, read_signal
 from train.errors import CheckpointError
+from train.files import sha256_of
 from train.metrics import (
     PER_LABEL,
     Confusion,
@@ -130,7 +130,7 @@ def score(
         from train.trainer import predict
 
         net, info = load_network(path)
-        spec, sha256 = net.spec, hashlib.sha256(path.read_bytes()).hexdigest()
+        spec, sha256 = net.spec, sha256_of(path)
     else:
         model = Model.load(path, threads=2)
         spec, sha256, info = model.spec, model.sha256, {}

@@ -30,6 +30,7 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from train.errors import DataError
+from train.files import sha256_of
 from train.http_client import (
     Backoff,
     Client,
@@ -156,12 +157,6 @@ def fetch_checksums(base_url: str, patience: Patience | None = None) -> dict[str
             raise DataError(f"cannot fetch {url}: {error}") from error
         finally:
             client.close()
-
-
-def sha256_of(path: Path) -> str:
-    """Digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Run:

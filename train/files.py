@@ -14,6 +14,7 @@ run, and sees to it that this process is no longer alive.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,12 @@ def alone_in(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # where what is open cannot be removed it stays, and does no harm
                 (folder / LOCK).unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_in_place(partial: Path, target: Path) -> None:

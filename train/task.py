@@ -38,7 +38,7 @@ from train import checkpoint
 from train.dataset import EcgData, content_hash, load_table
 from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
-from train.files import put_in_place
+from train.files import put_in_place, sha256_of
 from train.model import M2JLNet
 from train.noise import load_noise
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective
@@ -200,7 +200,7 @@ def train(
         if first.config != net.config:
             raise CheckpointError(f"{start} does not hold the network that the preset asks for ({preset.net})")
         net.load_state_dict(first.state_dict())
-        info["start_sha256"] = _digest(start)
+        info["start_sha256"] = sha256_of(start)
     objective: Objective = tasks
     if teachers:
         nets = [_trained(path, task) for path in teachers]
@@ -208,7 +208,7 @@ def train(
         info |= {
             "teacher_share": TEACHER_SHARE,
             "teacher_temperature": TEACHER_TEMPERATURE,
-            "teachers_sha256": [_digest(path) for path in teachers],
+            "teachers_sha256": [sha256_of(path) for path in teachers],
         }
     elif opinions is not None:
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
@@ -227,10 +227,6 @@ def train(
         noise=task.noise,
     )
     return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _trained(path: Path, task: Task) -> M2JLNet:
