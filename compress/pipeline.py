@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
@@ -60,7 +61,7 @@ from train.noise import load_noise
 from train.objectives import Objective
 from train.presets import Preset
 from train.table import Table, open_table
-from train.trainer import FitConfig, Hooks, fit, predict
+from train.trainer import FitConfig, Hooks, fit, make_fabric, predict
 
 Row = dict[str, Any]
 Logits = NDArray[np.float32]
@@ -131,7 +132,8 @@ def run_pipeline(
     Args:
         noise: folder of the noise stress test, to be mixed into a share of the student's recordings.
         test_folds: to be scored at the end, when everything is decided; none for not at all.
-        fabric: where to distil, as in `compress.distill.distill`; all else is done on the CPU.
+        fabric: where to distil and to prune, as in `compress.distill.distill`; all else is done on the CPU, and the
+            training with rounding in float32, for bf16 would round once more.
 
     Raises:
         GateFailed: a stage lost too much; `report.json` is there.
@@ -147,6 +149,7 @@ def run_pipeline(
         validation = recordings.validation
         fold = preset.validation_fold
         report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
+        fabric = fabric or make_fabric(recipe.student.precision, "cpu")
         run = _Run(teacher, net, recipe, recordings, fold, recorded, out, report, hooks or Hooks(), fabric, say)
         try:
             models = run.models()
@@ -220,7 +223,7 @@ class _Run:
         out: Path,
         report: Report,
         hooks: Hooks,
-        fabric: Fabric | None,
+        fabric: Fabric,
         say: Callable[[str], None],
     ) -> None:
         self._fabric = fabric
@@ -410,8 +413,8 @@ class _Run:
         """A student that has learned already goes on in smaller steps, with the augmentation it knows."""
         return replace(fit_config(self._recipe, self._noise), epochs=epochs, peak_rate=peak_rate)
 
-    def _objective(self, folder: Path) -> Objective:
-        return objective(self._teacher, self._recipe, self._data.train, self._data.heard, folder)
+    def _objective(self, folder: Path, device: torch.device | None = None) -> Objective:
+        return objective(self._teacher, self._recipe, self._data.train, self._data.heard, folder, device)
 
     def _prune(self, taught: Path) -> Path:
         folder, data, how = self._out / "pruned", self._data, self._recipe.prune
@@ -423,11 +426,12 @@ class _Run:
                 small,
                 data.train,
                 data.validation,
-                self._objective(self._out / "student"),
+                self._objective(self._out / "student", self._fabric.device),
                 self._tuning(how.epochs, how.peak_rate),
                 folder,
                 info=origin,
                 hooks=self._hooks,
+                fabric=self._fabric,
                 noise=self._noise,
             ).best_epoch
 

@@ -51,7 +51,8 @@ def plan(
     check_test_folds(test_folds, preset, table)
     records = [len(table.fold(*folds)) for folds in (preset.train_folds, (preset.validation_fold,))]
     fabric = fabric or make_fabric(recipe.student.precision, "cpu")
-    an_epoch_min = _epoch_min(student, net if recipe.distill.mixup else None, recipe, records[0], fabric)
+    asked = net if recipe.distill.mixup else None
+    an_epoch_min = _epoch_min(student, asked, recipe, records[0], fabric)
     rows = [
         ("recipe", f"{recipe.name}, preset {recipe.preset}"),
         ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
@@ -69,7 +70,8 @@ def plan(
         rows.append(("prune", f"{out / 'pruned'}: {how.share:.0%} of the multiply-accumulates out; {minutes}"))
     if recipe.qat.when != "never":
         when = "where int8 is not good enough" if recipe.qat.when == "needed" else "always"
-        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * an_epoch_min:.0f} min"
+        in_float_min = _epoch_min(student, asked, recipe, records[0], make_fabric("32", "cpu"))
+        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * in_float_min:.0f} min"
         rows.append(("qat", f"{out / 'qat'}: {when}; {minutes}"))
     for stage in ("export", "quantize", *(target for target in ("tensorrt", "fp16") if target in recipe.targets)):
         path = product(recipe, out, stage)

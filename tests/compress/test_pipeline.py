@@ -525,13 +525,16 @@ def test_a_pruned_student_is_smaller(
     wide = NetConfig((16, 16, 16, 16), (4, 4, 6, 8), dropout=0.0)
     monkeypatch.setitem(NETS, "small", wide)
     shutil.rmtree(again / "student")
-    recipe = load_recipe(str(recipe_file), ["prune.share=0.1", "prune.epochs=1"])
+    recipe = load_recipe(str(recipe_file), ["student.precision=bf16", "prune.share=0.1", "prune.epochs=1"])
     report = run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, again, cache=cache)
     stages = report.stages
+    trained_in = [checkpoint.load(again / run / "last.safetensors")[1]["precision"] for run in ("student", "pruned")]
+    assert trained_in == ["bf16-mixed", "bf16-mixed"], "it recovers as it learned"
     assert stages["prune"]["macs"] <= 0.9 * stages["distill"]["macs"]
     assert stages["quantize"]["parameters"] == stages["prune"]["parameters"] < stages["distill"]["parameters"]
     said: list[str] = []
-    recipe = load_recipe(str(recipe_file), ["prune.share=0.05", "prune.epochs=1", "gate.max_export_error=1e-12"])
+    settings = ["student.precision=bf16", "prune.share=0.05", "prune.epochs=1", "gate.max_export_error=1e-12"]
+    recipe = load_recipe(str(recipe_file), settings)
     with pytest.raises(GateFailed, match=r"^export: "):
         run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, again, cache=cache, say=said.append)
     assert said[1:4] == ["teacher: done before", "distill: done before", "prune"], "another share is pruned anew"
