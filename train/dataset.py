@@ -20,7 +20,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,6 +83,17 @@ class EcgData:
 
     def __len__(self) -> int:
         return len(self.record)
+
+    def taken(self, rows: NDArray[np.intp]) -> EcgData:
+        """These records alone, their samples shared; what is counted over all folds or all records stays."""
+        return replace(
+            self,
+            record=self.record[rows],
+            first=self.first[rows],
+            length=self.length[rows],
+            targets=self.targets[rows],
+            statements=self.statements[rows],
+        )
 
     def signal_mv(self, row: int) -> Float32Array:
         """One whole recording (leads, length), a view."""

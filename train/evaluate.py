@@ -23,7 +23,7 @@ from runtime.chain import batch_windows
 from runtime.model import Model, sigmoid
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load_table, mean_by_record, read_signal
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DataError
 from train.files import sha256_of
 from train.metrics import (
     PER_LABEL,
@@ -53,6 +53,7 @@ class Scored:
         trained_on, tuned_on: those of the folds that its weights were learned on, and its thresholds tuned on; None
             where the model does not say.
         whole: probabilities of the recordings taken as a whole, where `probability` is of streamed ones.
+        unlabelled: how many recordings were left out because they have none of the model's labels.
     """
 
     spec: ModelSpec
@@ -63,6 +64,7 @@ class Scored:
     trained_on: tuple[int, ...] | None = None
     tuned_on: tuple[int, ...] | None = None
     whole: NDArray[np.float64] | None = None
+    unlabelled: int = 0
 
     @property
     def stream_error(self) -> float:
@@ -108,6 +110,7 @@ def score(
     folds: Sequence[int] | None = None,
     *,
     stream: bool = False,
+    labelled: bool = False,
     cache: Path | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Scored:
@@ -116,9 +119,12 @@ def score(
     Args:
         stream: send each recording through the runtime block by block, as a device would (.onnx files only); they are
             scored as a whole, too.
+        labelled: leave out recordings that have none of the model's labels, as benchmarks of PTB-XL do (Strodthoff et
+            al., 2021).
 
     Raises:
-        DataError: no known data set, no records of these folds, or labels that the data set does not know.
+        DataError: no known data set, no records (or labelled ones) of these folds, or labels that the data set does
+            not know.
         runtime.errors.ModelError, train.errors.CheckpointError: the model cannot be used, or what it says of a
             recording is not a number.
     """
@@ -136,7 +142,10 @@ def score(
         spec, sha256, info = model.spec, model.sha256, {}
     table = open_table(root, spec.band_hz[1])
     folds = tuple(sorted(set(folds or table.test_folds)))
-    data = load_table(table, spec, folds, cache=cache, progress=progress)
+    everything = load_table(table, spec, folds, cache=cache, progress=progress)
+    data = everything.taken(np.flatnonzero(everything.targets.any(axis=1))) if labelled else everything
+    if not len(data):
+        raise DataError(f"{root}: none of the {len(everything)} recordings of {_folds(folds)} has any of the labels")
     whole = None
     if is_checkpoint:
         logits = predict(net, data)
@@ -155,7 +164,17 @@ def score(
     def of_these(those: set[int] | None) -> tuple[int, ...] | None:
         return None if those is None else tuple(fold for fold in folds if fold in those)
 
-    return Scored(spec, sha256, folds, data, sigmoid(logits), of_these(trained_on), of_these(tuned_on), whole)
+    return Scored(
+        spec,
+        sha256,
+        folds,
+        data,
+        sigmoid(logits),
+        of_these(trained_on),
+        of_these(tuned_on),
+        whole,
+        len(everything) - len(data),
+    )
 
 
 def _streamed_logits(model: Model, table: Table, data: EcgData, progress: Progress) -> NDArray[np.float32]:
@@ -202,6 +221,7 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
         "records": len(truth),
         "records_without_files": data.without_files,
         "records_unreadable": list(data.unreadable),
+        "records_unlabelled": scored.unlabelled,
         "padded": data.padded,
         "windows": len(data.cut()[0]),
         "thresholds_from": spec.thresholds_from,

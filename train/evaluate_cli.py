@@ -43,6 +43,12 @@ def evaluate(
             "ends with 1 where macro-F1 differs by more than half a point.",
         ),
     ] = False,
+    labelled: Annotated[
+        bool,
+        typer.Option(
+            "--labelled", help="Leave out recordings that have none of the model's labels, as PTB-XL's benchmarks do."
+        ),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page for people into this file.", show_default=False)
     ] = None,
@@ -68,7 +74,7 @@ def evaluate(
     path = find_model(model)
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
-        scored = score(path, data, fold, stream=stream, cache=cache, progress=stepper(bar, task))
+        scored = score(path, data, fold, stream=stream, labelled=labelled, cache=cache, progress=stepper(bar, task))
         bar.update(task, description="intervals", total=None)
         figures = report(path, scored)
     if scored.caveat:
@@ -119,6 +125,8 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
             f"not scored: {figures['records_without_files']} records that the table names, over all folds, have no "
             f"files here; {len(figures['records_unreadable'])} of these folds cannot be read"
         )
+    if scored.unlabelled:
+        typer.echo(f"left out: {scored.unlabelled} records that have none of the labels")
     for name, what in (("macro_auc", "macro-AUC"), ("macro_f1", "macro-F1 ")):
         if figures[name] is None:
             typer.echo(f"{what} -")

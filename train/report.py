@@ -107,8 +107,9 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
     predicted = scored.probability >= np.asarray(spec.thresholds)
     confusion = Confusion.of(truth, predicted)
     origin = figures["thresholds_from"] or "an unknown set"
+    left_out = f" ({scored.unlabelled} without any of the labels left out)" if scored.unlabelled else ""
     about = (
-        f"{_e(figures['data'])}, {scored.where} · {figures['records']} records · "
+        f"{_e(figures['data'])}, {scored.where} · {figures['records']} records{left_out} · "
         f"thresholds from {_e(origin)} · {_e(spec.precision)} · sha256 <code>{_e(scored.sha256[:12])}</code>"
     )
     caveat = f'<p class="caveat">Beware: {_e(scored.caveat)}.</p>' if scored.caveat else ""

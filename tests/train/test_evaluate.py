@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +59,7 @@ def test_fold(mini: Path, scored: Scored, cache: Path) -> EcgData:
 
 def some(scored: Scored, rows: np.ndarray) -> Scored:
     """The same, of some of the recordings."""
-    data = scored.data
-    kept = {name: getattr(data, name)[rows] for name in ("record", "first", "length", "targets", "statements")}
-    return replace(scored, data=replace(data, **kept), probability=scored.probability[rows])
+    return replace(scored, data=scored.data.taken(rows), probability=scored.probability[rows])
 
 
 def test_probabilities_are_the_network_s(a_checkpoint: Path, scored: Scored, test_fold: EcgData) -> None:
@@ -430,6 +430,56 @@ def test_the_command_scores_the_test_folds_of_any_set(
     assert code == 0
     assert json.loads(out)["fold"] == [2, 4, 8]
     assert json.loads(out)["records"] == 3
+
+
+def without_a_class(mini: Path, copy: Path, *names: str) -> Path:
+    """A data set whose recordings of these names have no superclass any more."""
+    shutil.copytree(mini, copy)
+    table = copy / "ptbxl_database.csv"
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["ecg_id"] in names:
+            row["scp_codes"] = "{'PACE': 0.0}"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return copy
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_recordings_without_any_label_can_be_left_out(mini: Path, tmp_path: Path, cache: Path, streamed: bool) -> None:
+    path, root = find_model("m2jlnet-ptbxl-super-int8"), without_a_class(mini, tmp_path / "set", "5151", "9299")
+    everything = score(path, root, stream=streamed, cache=cache)
+    assert everything.unlabelled == 0
+    labelled = score(path, root, stream=streamed, labelled=True, cache=cache)
+    assert labelled.unlabelled == 2
+    kept = [0, 2, 4, 5]
+    assert labelled.data.record.tolist() == everything.data.record[kept].tolist() == [4448, 8704, 15930, 17431]
+    np.testing.assert_allclose(labelled.probability, everything.probability[kept], atol=1e-6)
+    np.testing.assert_array_equal(labelled.data.targets, everything.data.targets[kept])
+    for k, row in enumerate(kept):
+        np.testing.assert_array_equal(labelled.data.signal_mv(k), everything.data.signal_mv(row))
+
+
+def test_the_command_leaves_out_what_has_no_label(
+    m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path
+) -> None:
+    root, page = without_a_class(mini, tmp_path / "set", "5151"), tmp_path / "page.html"
+    command = ("evaluate", a_checkpoint, "--data", root, "--cache", cache)
+    code, out, err = m2jl(*command, "--labelled", "--html", page)
+    assert code == 0, err
+    assert "fold 10: 5 records (thresholds from nowhere)\n" in out
+    assert "\nleft out: 1 records that have none of the labels\nmacro-AUC " in out
+    assert "5 records (1 without any of the labels left out)" in page.read_text()
+    code, out, _ = m2jl(*command, "--json")
+    assert (json.loads(out)["records"], json.loads(out)["records_unlabelled"]) == (6, 0)
+    names = ("4448", "5151", "8704", "9299", "15930", "17431")
+    root = without_a_class(mini, tmp_path / "none", *names)
+    code, out, err = m2jl("evaluate", a_checkpoint, "--data", root, "--cache", cache, "--labelled")
+    assert (code, out) == (2, "")
+    assert "none of the 6 recordings of fold 10 has any of the labels" in " ".join(err.split())
 
 
 def test_a_set_whose_labels_the_model_does_not_say(m2jl: M2jl, a_checkpoint: Path, fixtures: Path) -> None:
