@@ -165,7 +165,7 @@ def distill(
     """
     from compress.distill import distill as run
     from compress.distill import student_spec
-    from compress.recipe import load_recipe
+    from compress.recipe import check_task, load_recipe
     from train.checkpoint import load_network
     from train.cli import epoch_teller, progress_bar, stepper
     from train.dataset import load
@@ -177,6 +177,7 @@ def distill(
     fabric = make_fabric(loaded.student.precision, device)
     chosen = preset(loaded.preset)
     net, _ = load_network(checkpoint)
+    check_task(checkpoint, net.spec, chosen)
     spec = student_spec(loaded, net.spec)
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
@@ -214,14 +215,16 @@ def export(
     from compress.export import export as run
     from compress.export import in_its_place
     from compress.golden import add_golden
+    from compress.recipe import check_task
     from train.dataset import load
     from train.presets import preset as named
 
-    folds = named(preset).train_folds
+    task = named(preset)
     with in_its_place(out) as made:
         spec = run(checkpoint, made)
         if data is not None:
-            add_golden(made, load(data, spec, folds, cache=cache))
+            check_task(checkpoint, spec, task)
+            add_golden(made, load(data, spec, task.train_folds, cache=cache))
     typer.echo(f"{out}: {spec.name}, {out.stat().st_size / 1024:.0f} KB")
 
 
@@ -250,6 +253,7 @@ def quantize(
     from compress.export import in_its_place
     from compress.golden import add_golden
     from compress.quantize import METHODS, TARGETS, Calibrator
+    from compress.recipe import check_task
     from runtime.model import read_model
     from train.dataset import load
     from train.presets import preset as named
@@ -258,7 +262,9 @@ def quantize(
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     _, spec = read_model(model)
-    calibration = load(data, spec, named(preset).train_folds, cache=cache)
+    task = named(preset)
+    check_task(model, spec, task)
+    calibration = load(data, spec, task.train_folds, cache=cache)
     with Calibrator(model, calibration, records=records) as calibrator:
         ranges = calibrator.ranges(method)
         if costs:
@@ -289,7 +295,7 @@ def verify(
 
     from compress.errors import CompressError, GateFailed
     from compress.layers import first_windows, worst_layer
-    from compress.recipe import load_recipe
+    from compress.recipe import check_task, load_recipe
     from compress.verify import check, compare
     from runtime.model import Model, find_model
     from train.dataset import load
@@ -301,7 +307,9 @@ def verify(
     eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
     if eat_and_say[0] != eat_and_say[1]:
         raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")
-    validation = load(data, models[0].spec, [preset(loaded.preset).validation_fold], cache=cache)
+    task = preset(loaded.preset)
+    check_task(reference, models[0].spec, task)
+    validation = load(data, models[0].spec, [task.validation_fold], cache=cache)
     logits = [onnx_logits(model, validation) for model in models]
     comparison = compare(logits[0], logits[1], validation, models[0].spec)
     if as_json:

@@ -25,7 +25,7 @@ from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
 from train.refit import refit_best
 from train.task import kept_outputs
-from train.trainer import FitConfig, FitResult, Hooks, fit, make_fabric
+from train.trainer import FitConfig, FitResult, Hooks, alone_together, fit, make_fabric
 
 TEMPERATURE_CONTRAST = 0.1
 
@@ -175,6 +175,9 @@ def distill(
         "content": content_hash(student.spec, (train, validation, *([] if heard is train else [heard])), noise),
         **(info or {}),
     }
-    result = fit(student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise)
-    say("refitting the head")
-    return refit_best(result, train, validation, fabric)
+    with alone_together(fabric, out):
+        result = fit(
+            student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise
+        )
+        say("refitting the head")
+        return refit_best(result, train, validation, fabric)

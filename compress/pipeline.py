@@ -40,7 +40,7 @@ from compress.layers import worst_layer
 from compress.prune import prune
 from compress.qat import fine_tune
 from compress.quantize import METHODS, Calibrator, with_spec
-from compress.recipe import Recipe
+from compress.recipe import Recipe, check_task
 from compress.report import versions, write_html
 from compress.sbom import write_checksums, write_sbom
 from compress.stages import Stages
@@ -61,7 +61,7 @@ from train.noise import load_noise
 from train.objectives import Objective
 from train.presets import Preset
 from train.table import Table, open_table
-from train.trainer import FitConfig, Hooks, fit, make_fabric, predict
+from train.trainer import FitConfig, Hooks, fit, make_fabric, precision_of, predict
 
 Row = dict[str, Any]
 Logits = NDArray[np.float32]
@@ -169,11 +169,7 @@ def run_pipeline(
 def usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
     """The teacher, if it and the recipe go together: better refused now than after an hour of work."""
     net, _ = load_network(teacher)
-    if net.spec.labels != preset.spec.labels:
-        raise CompressError(
-            f"{teacher} is not of the recipe's task {recipe.preset}: it knows {', '.join(net.spec.labels[:5])}"
-            f"{', ...' if len(net.spec.labels) > 5 else ''}"
-        )
+    check_task(teacher, net.spec, preset)
     student_network(recipe, net.spec)
     return net
 
@@ -276,7 +272,9 @@ class _Run:
         Raises:
             GateFailed: a stage lost too much.
         """
-        self._stage("teacher", self._teacher, {"teacher": sha256_of(self._teacher)}, self._score_teacher)
+        # Its row alone: that a run with this teacher, or on these recordings, is refused may come to light yet.
+        digest = sha256_of(self._teacher)
+        self._stage("teacher", self._teacher, {"teacher": digest}, self._score_teacher, clear=False)
         taught = self._distil()
         if self._recipe.prune.share:
             taught = self._prune(taught)
@@ -418,7 +416,11 @@ class _Run:
 
     def _prune(self, taught: Path) -> Path:
         folder, data, how = self._out / "pruned", self._data, self._recipe.prune
-        origin = {"pruned_from_sha256": sha256_of(taught), "prune": how.model_dump()}
+        origin: Row = {
+            "pruned_from_sha256": sha256_of(taught),
+            "prune": how.model_dump(),
+            "precision": precision_of(self._fabric),
+        }
 
         def train() -> int:
             small = prune(load_network(taught)[0], data.train, how.share, seed=self._recipe.student.seed)
@@ -440,7 +442,8 @@ class _Run:
 
     def _train_rounded(self, taught: Path) -> Path:
         folder, data, how = self._out / "qat", self._data, self._recipe.qat
-        origin = {"tuned_from_sha256": sha256_of(taught), "settings": how.model_dump()}
+        percentile = METHODS[self._recipe.quantize.methods[0]][1].get("CalibPercentile", 100.0)
+        origin: Row = {"tuned_from_sha256": sha256_of(taught), "settings": how.model_dump(), "percentile": percentile}
 
         def train() -> int:
             return fine_tune(
@@ -450,7 +453,7 @@ class _Run:
                 self._objective(self._out / "student"),
                 folder,
                 config=self._tuning(how.epochs, how.peak_rate),
-                percentile=METHODS[self._recipe.quantize.methods[0]][1].get("CalibPercentile", 100.0),
+                percentile=percentile,
                 info=origin,
                 hooks=self._hooks,
                 noise=self._noise,

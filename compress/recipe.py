@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from compress.errors import RecipeError
+from compress.errors import CompressError, RecipeError
+from runtime.spec import ModelSpec
+from train.presets import Preset
 from train.trainer import Precision
 
 Count = Annotated[int, Field(ge=1)]
@@ -177,3 +179,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"recipe {source}: {where}: {first['msg'].lower()}") from error
+
+
+def check_task(model: Path, spec: ModelSpec, preset: Preset) -> None:
+    """Refuse a model of another task than the preset: its folds to learn from, judge by and test on are others.
+
+    Raises:
+        CompressError: their labels differ.
+    """
+    if spec.labels != preset.spec.labels:
+        raise CompressError(
+            f"{model} is not of the task {preset.name}: it knows {', '.join(spec.labels[:5])}"
+            f"{', ...' if len(spec.labels) > 5 else ''}"
+        )

@@ -148,7 +148,11 @@ def train(
         typer.Option(min=0, help="Networks per training fold that give second opinions on its labels; 0 for none."),
     ] = 0,
     held: Annotated[
-        Path | None, typer.Option(help="Folder of these networks, shared between seeds.", show_default="OUT/held")
+        Path | None,
+        typer.Option(
+            help="Folder of these networks, shared between seeds; without --cross-fit those that are there are asked.",
+            show_default="OUT/held",
+        ),
     ] = None,
     teacher: Annotated[
         list[Path] | None,
@@ -194,8 +198,13 @@ def train(
         raise typer.BadParameter("name a preset (m2jl train --list shows them)", param_hint="PRESET")
     if data is None:
         raise typer.BadParameter("name the data set's folder", param_hint="--data")
-    if teacher and cross_fit:
+    if teacher and (cross_fit or held):
         raise typer.BadParameter("a network has teachers or second opinions, not both", param_hint="--teacher")
+    if start and cross_fit:
+        raise typer.BadParameter(
+            "tuning's short schedule trains no networks for second opinions: name finished ones with --held alone",
+            param_hint="--cross-fit",
+        )
     from dataclasses import replace
 
     from train.model import count_macs, count_parameters
@@ -203,7 +212,7 @@ def train(
     from train.presets import customised
     from train.processes import first_one_first
     from train.task import cross_fit as second_opinions
-    from train.task import load_task
+    from train.task import held_opinions, load_task
     from train.task import train as run
     from train.trainer import Hooks, make_fabric, precision_of
 
@@ -264,6 +273,9 @@ def train(
                     loaded, held or folder / "held", repeats=cross_fit, fabric=fabric, hooks=hooks, say=announce
                 )
                 announce("the network itself")
+            elif held is not None:
+                say("second opinions")
+                opinions = held_opinions(loaded, held, fabric=fabric)
             say("training")
             # The bar starts anew, so that the time left is that of this network.
             hooks = replace(hooks, on_step=stepper(bar, task))

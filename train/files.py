@@ -30,7 +30,8 @@ LOCK = ".lock"
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made if it is not there, and sweep out what a killed process was writing in it.
 
-    A process that ends, by whatever, holds nothing any more.
+    A process that ends, by whatever, holds nothing any more.  Who holds it may hold it again within.  An empty `LOCK`
+    stays, for a process that waits with it open must not be left with another file than the next one's.
 
     Raises:
         CheckpointError: another process holds it, or it cannot be written.
@@ -38,7 +39,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder / LOCK).acquire(blocking=False))
+            held.enter_context(FileLock(folder / LOCK, is_singleton=True).acquire(blocking=False))
             for unfinished in folder.glob("*.[0-9]*.partial"):
                 unfinished.unlink(missing_ok=True)
         except Timeout:
@@ -47,11 +48,9 @@ def alone_in(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise CheckpointError(f"cannot write to {folder}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # where what is open cannot be removed it stays, and does no harm
-                (folder / LOCK).unlink()
+        except NotImplementedError as error:
+            raise CheckpointError(f"the disk of {folder} knows no locks: choose another --out") from error
+        yield
 
 
 def sha256_of(path: Path) -> str:

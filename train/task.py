@@ -47,7 +47,7 @@ from train.presets import Preset
 from train.processes import first_one_first
 from train.refit import refit_best
 from train.table import Table, open_table
-from train.trainer import FitResult, Hooks, fit, make_fabric, predict, predict_all, tells_epochs_apart
+from train.trainer import FitResult, Hooks, alone_together, fit, make_fabric, predict, predict_all, tells_epochs_apart
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
 TEACHER_SHARE, TEACHER_TEMPERATURE = 0.9, 2.0  # as in the shipped recipe of `m2jl compress`, chosen on the same fold
@@ -126,18 +126,6 @@ def _as_found(preset: Preset, table: Table, validation: EcgData) -> Preset:
     return replace(preset, source=source, untuned=untuned)
 
 
-def _take(data: EcgData, rows: NDArray[np.int64]) -> EcgData:
-    """Some of the recordings; the samples stay where they are."""
-    return replace(
-        data,
-        record=data.record[rows],
-        first=data.first[rows],
-        length=data.length[rows],
-        targets=data.targets[rows],
-        statements=data.statements[rows],
-    )
-
-
 def _info(task: Task) -> dict[str, Any]:
     preset = task.preset
     return {
@@ -181,7 +169,8 @@ def train(
     """Train the preset's network, or go on where `out` left off; raises what `train.trainer.fit` raises.
 
     Args:
-        opinions: (training recordings, labels) logits of `cross_fit`, or None to learn from the labels alone.
+        opinions: (training recordings, labels) logits of `cross_fit` or `held_opinions`, or None to learn from the
+            labels alone.
         teachers: checkpoints, the mean of whose logits is learned instead of opinions; they are asked in each step.
         start: a checkpoint whose weights to begin with, instead of new ones; the schedule begins anew.
         refitted: whether the head is refitted at the end (`train.refit`).
@@ -196,14 +185,14 @@ def train(
     info = _info(task) | {"refitted": refitted}
     net = task.network(preset.fit.seed)
     if start is not None:
-        first = _trained(start, task)
+        first, _ = _trained(start, task)
         if first.config != net.config:
             raise CheckpointError(f"{start} does not hold the network that the preset asks for ({preset.net})")
         net.load_state_dict(first.state_dict())
         info["start_sha256"] = sha256_of(start)
     objective: Objective = tasks
     if teachers:
-        nets = [_trained(path, task) for path in teachers]
+        nets = [_trained(path, task)[0] for path in teachers]
         objective = LiveDistillation(tasks, nets, temperature=TEACHER_TEMPERATURE, teacher_share=TEACHER_SHARE)
         info |= {
             "teacher_share": TEACHER_SHARE,
@@ -214,23 +203,24 @@ def train(
         objective = Distillation(tasks, opinions, temperature=1.0, teacher_share=OPINION_SHARE)
         info |= {"opinion_share": OPINION_SHARE, "opinions": hashlib.sha256(opinions.tobytes()).hexdigest()[:16]}
     fabric = fabric or make_fabric("32", "cpu")
-    result = fit(
-        net,
-        data,
-        task.validation,
-        objective,
-        preset.fit,
-        out,
-        info=info,
-        hooks=hooks,
-        fabric=fabric,
-        noise=task.noise,
-    )
-    return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
+    with alone_together(fabric, out):
+        result = fit(
+            net,
+            data,
+            task.validation,
+            objective,
+            preset.fit,
+            out,
+            info=info,
+            hooks=hooks,
+            fabric=fabric,
+            noise=task.noise,
+        )
+        return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
 
 
-def _trained(path: Path, task: Task) -> M2JLNet:
-    """A network that is trained already, as a teacher or to begin with; raises what `train` says of them."""
+def _trained(path: Path, task: Task) -> tuple[M2JLNet, set[int]]:
+    """A network that is trained already, and the folds that it has seen as far as it says; raises what `train` says."""
     net, info = checkpoint.load_network(path)
     spec = task.preset.spec
     for field in SAME_FOR_BOTH:
@@ -242,7 +232,55 @@ def _trained(path: Path, task: Task) -> M2JLNet:
     seen = set(info.get("train_folds", folds_named(net.spec.trained_on, task.train.table) or ()))
     for fold in seen.intersection({task.preset.validation_fold, *task.test_folds}):
         raise CheckpointError(f"{path} was trained on fold {fold}, by which the network to be trained is judged")
-    return net
+    return net, seen
+
+
+class _Opinions:
+    """The sum of what networks say of those training recordings that they have not seen."""
+
+    def __init__(self, task: Task, fabric: Fabric) -> None:
+        self._task, self._fabric = task, fabric
+        self._sum = np.zeros(task.train.targets.shape, np.float32)
+        self._count = np.zeros((len(task.train), 1), np.float32)
+
+    def add(self, path: Path) -> None:
+        """Ask one network, whose answers are kept beside it; raises CheckpointError where it may not be asked."""
+        _, seen = _trained(path, self._task)
+        rows = np.flatnonzero(~np.isin(self._task.fold, list(seen)))
+        if not seen or not len(rows):
+            raise CheckpointError(f"{path} says of no training fold that it has not seen it")
+        ask = partial(kept_outputs, path, self._task.train.taken(rows), path.parent, self._fabric.device)
+        self._sum[rows] += first_one_first(self._fabric, ask).logits
+        self._count[rows] += 1
+
+    def mean(self) -> NDArray[np.float32]:
+        """Mean logits (training recordings, labels); raises CheckpointError where all have seen some recording."""
+        alone = np.unique(self._task.fold[self._count[:, 0] == 0]).tolist()
+        if alone:
+            raise CheckpointError(f"of the networks for second opinions, all have seen fold {alone[0]}")
+        return self._sum / self._count
+
+
+def held_opinions(task: Task, folder: Path, *, fabric: Fabric | None = None) -> NDArray[np.float32]:
+    """What the networks that `cross_fit` left in a folder say of recordings that they have not seen, as it gives it.
+
+    They may be of another size or schedule than the task's, as long as they hear and say the same.
+
+    Raises:
+        CheckpointError: there are none, one is not finished or has seen what it is to judge, or for some fold there is
+            no network that has not seen it.
+    """
+    opinions = _Opinions(task, fabric or make_fabric("32", "cpu"))
+    networks = sorted(folder.glob("*/last.safetensors"))
+    if not networks:
+        raise CheckpointError(f"{folder} holds no networks for second opinions: --cross-fit 2 trains some")
+    for last in networks:
+        _, info = checkpoint.load(last)
+        done, wanted = len(info["history"]), info["fit"]["epochs"]
+        if done < wanted and not info["fit"]["patience"]:
+            raise CheckpointError(f"{last.parent} is not finished: {done} of {wanted} epochs are done")
+        opinions.add(last.with_name("best.safetensors"))
+    return opinions.mean()
 
 
 def cross_fit(
@@ -265,7 +303,6 @@ def cross_fit(
         DivergedError, OutOfMemoryError: see `train.trainer.fit`.
     """
     preset, data = task.preset, task.train
-    total = np.zeros(data.targets.shape, np.float32)
     folds = np.unique(task.fold).tolist()
     info = _info(task)  # once: it reads through all recordings
     if len(folds) < 2:
@@ -273,12 +310,11 @@ def cross_fit(
             f"cross-fitting needs recordings of two training folds, and all there are lie in fold {folds[0]}"
         )
     fabric = fabric or make_fabric("32", "cpu")
+    opinions = _Opinions(task, fabric)
     runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
     for number, (repeat, fold) in enumerate(runs, start=1):
         say(f"network {number} of {len(runs)}, without fold {fold}")
-        held = np.flatnonzero(task.fold == fold)
-        others = np.flatnonzero(task.fold != fold)
-        seen = _take(data, others)
+        seen = data.taken(np.flatnonzero(task.fold != fold))
         seed = SEED_STEP * repeat + fold
         result = fit(
             task.network(seed),
@@ -292,9 +328,8 @@ def cross_fit(
             fabric=fabric,
             noise=task.noise,
         )
-        ask = partial(kept_outputs, result.best, _take(data, held), result.best.parent, fabric.device)
-        total[held] += first_one_first(fabric, ask).logits
-    return total / np.float32(repeats)
+        opinions.add(result.best)
+    return opinions.mean()
 
 
 class Heard(NamedTuple):

@@ -21,7 +21,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -454,6 +454,14 @@ def _keep(
     return row
 
 
+@contextlib.contextmanager
+def alone_together(fabric: Fabric, folder: Path) -> Iterator[None]:
+    """`train.files.alone_in` for all processes of a run: the first one holds the folder, and its errors are all's."""
+    with contextlib.ExitStack() as held:
+        for_all(fabric, lambda: held.enter_context(alone_in(folder)))
+        yield
+
+
 def fit(
     net: M2JLNet,
     train: EcgData,
@@ -490,9 +498,7 @@ def fit(
             f"{validation.table}: no finding is both present and absent among the {len(validation)} recordings to "
             "choose on"
         )
-    with contextlib.ExitStack() as held:
-        # A place that cannot be written is better known before the first epoch.
-        for_all(fabric, lambda: held.enter_context(alone_in(out)))
+    with alone_together(fabric, out):  # a place that cannot be written is better known before the first epoch
         try:
             return _fit(net, train, validation, objective, config, out, info or {}, hooks, fabric, noise)
         except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from filelock import FileLock
 from onnx import numpy_helper
 
 import compress.pipeline
@@ -38,7 +40,7 @@ from train.dataset import EcgData, load
 from train.errors import CheckpointError, TrainError
 from train.evaluate import onnx_logits
 from train.evaluate import score as evaluate
-from train.files import alone_in
+from train.files import LOCK
 from train.metrics import best_thresholds
 from train.model import NETS, NetConfig
 from train.presets import PRESETS
@@ -144,6 +146,7 @@ def again(out: Path, tmp_path: Path, small: NetConfig, monkeypatch: pytest.Monke
 
 def test_files(out: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
+        LOCK,
         "SHA256SUMS",
         "pupil-fp32.onnx",
         "pupil-int8.onnx",
@@ -324,6 +327,35 @@ def test_a_run_that_is_refused_leaves_a_finished_one_as_it_is(
     assert files_of(finished) == before
 
 
+def test_a_run_with_another_teacher_or_noise_is_refused_and_leaves_the_models(
+    finished: Path,
+    teacher: Path,
+    mini: Path,
+    cache: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, info = checkpoint.load_network(teacher)
+    with torch.no_grad():
+        net.head.bias += 0.1
+    other = tmp_path / "other.safetensors"
+    checkpoint.save(other, net.state_dict(), info)
+    recipe, preset = load_recipe(str(recipe_file)), PRESETS["ptbxl-super"]
+    before = files_of(finished)
+    before.pop("stages.json")  # the teacher's row is told there
+    recorded = np.random.default_rng(0).normal(0, 0.1, (6, 2000)).astype(np.float32)
+    monkeypatch.setattr(compress.pipeline, "load_noise", lambda _folder, _spec: recorded)
+    for by, noise in ((other, None), (teacher, tmp_path)):
+        with pytest.raises(CheckpointError, match="holds a run with another") as caught:
+            run_pipeline(by, recipe, preset, mini, finished, cache=cache, noise=noise)
+        assert caught.value.exit_code == 2
+        assert files_of(finished).items() >= before.items()
+    said: list[str] = []
+    run_pipeline(teacher, recipe, preset, mini, finished, cache=cache, say=said.append)
+    assert [line for line in said[1:] if not line.endswith(": done before")] == ["teacher"], "it is scored anew"
+
+
 def test_a_label_without_recordings_is_named_before_anything_is_done(
     tmp_path: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +377,7 @@ def test_a_label_without_recordings_is_named_before_anything_is_done(
         monkeypatch.setattr(compress.pipeline, "load", without(fold, value))
         with pytest.raises(CompressError, match=says):
             run_pipeline(teacher, recipe, PRESETS["ptbxl-super"], mini, tmp_path / "out", cache=cache)
-        assert not list((tmp_path / "out").iterdir())
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
 @pytest.mark.parametrize("name", ["stages.json", "pupil-int8.unproven.onnx", "pupil.cdx.json", "report.json"])
@@ -391,7 +423,7 @@ def test_a_folder_that_cannot_be_written_to_and_a_full_one_for_temporary_files(
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"^cannot write to .*file: "):
         run_pipeline(teacher, recipe, preset, mini, tmp_path / "file", cache=cache)
-    with alone_in(finished), pytest.raises(CheckpointError, match="another process is at work in"):
+    with FileLock(finished / LOCK), pytest.raises(CheckpointError, match="another process is at work in"):
         run_pipeline(teacher, recipe, preset, mini, finished, cache=cache)
     (finished / "pupil-int8.onnx").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**5))
@@ -517,6 +549,11 @@ def test_training_with_rounding_in_the_loop(
     said: list[str] = []
     run_pipeline(teacher, recipe, preset, mini, again, cache=cache, say=said.append)
     assert all(line.endswith(": done before") for line in said[1:]), "what is known to fail is not tried again"
+    # Other ranges are another training, which begins anew.
+    other = load_recipe(str(recipe_file), [*settings, "qat.when=always", "quantize.methods=minmax"])
+    run_pipeline(teacher, other, preset, mini, again, cache=cache)
+    _, info = checkpoint.load(again / "qat" / "best.safetensors")
+    assert info["percentile"] == info["qat"]["percentile"] == 100.0
 
 
 def test_a_pruned_student_is_smaller(
@@ -639,7 +676,10 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         ((teacher, *options, "--recipe", "none"), "there is no recipe none"),
         ((teacher, *options, "--recipe", misspelt), "student.epoch: "),
         ((teacher, *options, "--recipe", unknown), "student.net: there is no network 'huge'"),
-        ((teacher, *options, "--recipe", recipe_file, "--set", "preset=ptbxl-rhythm"), "is not of the recipe's task"),
+        (
+            (teacher, *options, "--recipe", recipe_file, "--set", "preset=ptbxl-rhythm"),
+            "is not of the task ptbxl-rhythm",
+        ),
         ((teacher, *options, "--recipe", recipe_file, "--set", "student.leads=V9"), "there is no lead V9"),
         ((teacher, *options, "--recipe", recipe_file, "--set", "targets=abacus"), "targets"),
         ((teacher, "--data", tmp_path, "--out", tmp_path / "out", "--recipe", recipe_file), "no known data set"),
@@ -649,6 +689,25 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(
         (line,) = err.strip().splitlines()
         assert line.startswith("m2jl: error: ")
         assert says in line
+
+
+def test_a_model_of_another_task_is_refused_by_each_step(
+    m2jl: M2jl, tmp_path: Path, teacher: Path, fp32: Path, mini: Path, cache: Path
+) -> None:
+    """Folds follow the task: of another one the student would be chosen, or the gate judge, by a test fold."""
+    data = ("--data", mini, "--cache", cache)
+    out = tmp_path / "out"
+    for command in (
+        ("distill", teacher, *data, "--out", out, "--recipe", "ptbxl-rhythm-lead-i"),
+        ("export", teacher, *data, "--out", out, "--preset", "ptbxl-rhythm"),
+        ("quantize", fp32, *data, "--out", out, "--preset", "cinc2017"),
+        ("verify", fp32, fp32, *data, "--recipe", "ptbxl-rhythm-lead-i"),
+    ):
+        code, said, err = m2jl(*command)
+        assert (code, said) == (2, ""), command
+        assert "is not of the task " in err
+        assert "it knows NORM, MI, STTC, CD, HYP" in " ".join(err.split())
+        assert not out.exists()
 
 
 def test_a_student_with_fewer_leads_than_its_teacher(

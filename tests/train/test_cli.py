@@ -231,6 +231,12 @@ def test_second_opinions_are_made_once_and_shared_between_seeds(
     first, second = (checkpoint.load(tmp_path / name / "last.safetensors")[1] for name in ("first", "second"))
     assert first["opinions"] == second["opinions"]
     assert "loss_teacher" in first["history"][0]
+    # Networks of another size and schedule take the same ones.
+    for name, options in (("other", ("--net", "nano")), ("tuned", ("--start", tmp_path / "first/best.safetensors"))):
+        code, _, err = m2jl(*command, "--held", held, "--epochs", 2, *options, "--out", tmp_path / name)
+        assert code == 0, err
+        assert err.count("epoch   2/2") == err.count("epoch   1/2") == 1
+        assert checkpoint.load(tmp_path / name / "last.safetensors")[1]["opinions"] == first["opinions"]
     # The same folder without them would be another run.
     code, _, err = m2jl(*command, "--out", tmp_path / "first")
     assert code == 2
@@ -366,6 +372,8 @@ def test_a_batch_too_large_for_the_memory_is_told_by_its_option(
         (("ptbxl-super", "--data", ".", "--start", "absent.safetensors"), "absent.safetensors"),
         (("ptbxl-super", "--data", ".", "--teacher", "absent.safetensors"), "absent.safetensors"),
         (("ptbxl-super", "--data", ".", "--teacher", __file__, "--cross-fit", "2"), "--teacher"),
+        (("ptbxl-super", "--data", ".", "--teacher", __file__, "--held", "."), "--teacher"),
+        (("ptbxl-super", "--data", ".", "--start", __file__, "--cross-fit", "2"), "--held alone"),
     ],
 )
 def test_a_wrong_call_names_the_argument(m2jl: M2jl, arguments: tuple[str, ...], says: str) -> None:

@@ -101,7 +101,13 @@ def test_a_folder_is_one_process_s_until_that_ends_by_whatever(tmp_path: Path) -
     for _ in range(2):  # it lets go at the end, too
         with alone_in(folder):
             assert not unfinished.exists()
-        assert not list(folder.iterdir())
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    with alone_in(folder), alone_in(folder):  # who holds it may hold it again
+        pass
+    with alone_in(folder), subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as other:
+        with alone_in(folder):
+            pass
+        assert "another process is at work in" in other.communicate()[1]
 
 
 def test_a_place_that_cannot_be_written_is_no_folder_of_a_run(tmp_path: Path) -> None:

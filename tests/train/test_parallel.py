@@ -18,7 +18,7 @@ from train import checkpoint
 
 SCRIPT = Path(__file__).with_name("parallel_script.py")
 ROOT = Path(__file__).parents[2]
-FILES = ["best.json", "best.safetensors", "curves.svg", "last.json", "last.safetensors", "log.jsonl"]
+FILES = [".lock", "best.json", "best.safetensors", "curves.svg", "last.json", "last.safetensors", "log.jsonl"]
 
 
 @pytest.fixture(scope="module")

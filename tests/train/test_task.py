@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,16 +14,18 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 import train.task
 from train import checkpoint
 from train.dataset import EcgData
 from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
+from train.files import LOCK
 from train.model import NETS, NetConfig
 from train.presets import PRESETS, Preset, customised
 from train.table import open_table
-from train.task import OPINION_SHARE, TEACHER_SHARE, TEACHER_TEMPERATURE, Task, cross_fit, load_task
+from train.task import OPINION_SHARE, TEACHER_SHARE, TEACHER_TEMPERATURE, Task, cross_fit, held_opinions, load_task
 from train.task import train as train_task
 from train.trainer import FitResult, Hooks, fit, predict
 
@@ -211,6 +214,51 @@ def test_networks_of_another_configuration_give_no_opinions(task: Task, tmp_path
     cross_fit(task, tmp_path, repeats=1)
     with pytest.raises(CheckpointError, match="holds a run with another fit"):
         cross_fit(replace(task, preset=replace(task.preset, fit=chosen(epochs=2).fit)), tmp_path, repeats=1)
+
+
+def test_opinions_of_networks_that_are_there(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = cross_fit(task, tmp_path / "held", repeats=2)
+    other = replace(task, preset=replace(task.preset, fit=chosen(epochs=3, seed=4, peak_rate=1e-4).fit))
+    np.testing.assert_allclose(held_opinions(other, tmp_path / "held"), wanted, atol=1e-6)
+    shutil.rmtree(tmp_path / "held" / "2-4")  # the other network that has not seen that fold is enough
+    fold = task.fold != 4
+    np.testing.assert_allclose(held_opinions(task, tmp_path / "held")[fold], wanted[fold], atol=1e-6)
+    shutil.rmtree(tmp_path / "held" / "1-4")
+    with pytest.raises(CheckpointError, match="all have seen fold 4"):
+        held_opinions(task, tmp_path / "held")
+
+
+def test_networks_that_may_not_be_asked_for_second_opinions(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no networks for second opinions"):
+        held_opinions(task, tmp_path)
+
+    def stop(_row: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    longer = replace(task, preset=replace(task.preset, fit=chosen(epochs=2).fit))
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(longer, tmp_path / "begun", repeats=1, hooks=Hooks(on_epoch=stop))
+    with pytest.raises(CheckpointError, match=r"begun/1-2 is not finished: 1 of 2 epochs"):
+        held_opinions(task, tmp_path / "begun")
+    train_task(task, tmp_path / "whole" / "1", refitted=False)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors says of no training fold that it has not seen it"):
+        held_opinions(task, tmp_path / "whole")
+    cross_fit(task, tmp_path / "held", repeats=1)
+    with pytest.raises(CheckpointError, match="was trained on fold 7, by which the network to be trained is judged"):
+        held_opinions(replace(task, preset=replace(task.preset, validation_fold=7)), tmp_path / "held")
+
+
+def test_a_run_s_folder_is_held_while_the_head_is_refitted(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(result: FitResult, *_: object, **__: object) -> FitResult:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / LOCK).acquire(blocking=False)
+        return result
+
+    monkeypatch.setattr(train.task, "refit_best", refused)
+    train_task(task, tmp_path)
+    FileLock(tmp_path / LOCK).acquire(blocking=False).lock.release()
 
 
 def test_opinions_that_the_disk_does_not_take_are_told_by_their_file(

@@ -26,6 +26,7 @@ from train import checkpoint
 from train.augment import Augmentation
 from train.dataset import EcgData
 from train.errors import CheckpointError, DivergedError, OutOfMemoryError, TrainError
+from train.files import LOCK
 from train.frontend import FrontEnd
 from train.metrics import Figures, at_best_thresholds, best_thresholds, macro_auc, macro_f1
 from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
@@ -89,7 +90,7 @@ def test_steps_and_epochs_are_reported(run: Run, tmp_path: Path) -> None:
 
 def test_files_of_a_run(whole: FitResult) -> None:
     names = sorted(path.name for path in whole.best.parent.iterdir())
-    assert names == ["best.json", "best.safetensors", "curves.svg", "last.json", "last.safetensors", "log.jsonl"]
+    assert names == [LOCK, "best.json", "best.safetensors", "curves.svg", "last.json", "last.safetensors", "log.jsonl"]
     header = json.loads((whole.best.parent / "last.json").read_text())
     assert header["history"] == whole.history
     assert header["fit"]["epochs"] == 4
@@ -186,7 +187,7 @@ def test_stopped_in_the_first_epoch_it_starts_anew(run: Run, whole: FitResult, t
 
     with pytest.raises(StoppedError):
         run(tmp_path, hooks=Hooks(on_step=stop))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     assert_same_run(run(tmp_path), whole)
 
 
@@ -602,4 +603,4 @@ def test_weights_that_are_no_numbers_are_not_kept(run: Run, tmp_path: Path, monk
     monkeypatch.setattr(train.trainer, "predict", lambda _net, data: np.full_like(data.targets, np.nan))
     with pytest.raises(DivergedError, match="logits are not numbers after epoch 1: try --precision 32"):
         run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
