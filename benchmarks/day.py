@@ -88,7 +88,7 @@ def alert_faults(events: list[dict[str, Any]], open_at_end: list[str]) -> list[s
             faults.append(f"{kind} of {label} at {event['t_device_s']} s")
         if kind == "onset":
             is_open.add(label)
-        elif kind == "offset":
+        elif kind == "offset" and event["detail"] is None:  # else it is the end of monitoring, as the summary is
             is_open.discard(label)
     if is_open != set(open_at_end):
         faults.append(f"open at the end: {sorted(is_open)} by the events, {open_at_end} by the summary")

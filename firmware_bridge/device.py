@@ -6,12 +6,12 @@
             consume(block)
         print(device.stats)
 
-`blocks` ends when the device says that it stopped and raises `LinkLost` when the port goes or falls silent, or
-waits for it to come back: `device.blocks(start=True, reconnect_s=60)`. What was lost meanwhile is the first block's
-`missing_samples`, exact to the sample if the device kept its power. `stats` counts what came and what did not, and
-says by how much the device's clock is fast. A device that streams without being asked
-needs no `start`, and does not mind one. One that restarts by itself while it was to stream is started again; the
-first block after that says `restarted`.
+`blocks` ends when the recording is over or `stop` was called, and raises `LinkLost` when the port goes or falls silent
+or the device stops by itself, or waits for it to come back: `device.blocks(start=True, reconnect_s=60)`. What was lost
+meanwhile is the first block's `missing_samples`, exact to the sample if the device kept its power. `stats` counts what
+came and what did not, and says by how much the device's clock is fast. A device that streams without being asked needs
+no `start`, and does not mind one. One that restarts by itself while it was to stream is started again; the first block
+after that says `restarted`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ _SILENCE_S = 3.0
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 2.0
 """Before an attempt to open a lost link again; doubled from the first to the longest."""
+_STOPS = {
+    StopReason.POWER_ON: "restarted and does not stream",
+    StopReason.COMMAND: "was stopped by someone else",
+    StopReason.FAULT: "stopped by itself: it reports a fault",
+}
 _LOG_LEVELS = {LogLevel.DEBUG: logging.DEBUG, LogLevel.WARNING: logging.WARNING}
 
 
@@ -163,8 +168,8 @@ class Device:
         """Open the port at `url` and wait up to `timeout_s` for the device's INFO.
 
         The same time later bounds how long a command may stay unanswered. `tap` is given every byte that
-        comes. Raises `PortError` if the port cannot be opened, `NoDevice` if nothing answers, `ProtocolError`
-        for another version.
+        comes. Raises `PortError` if the port cannot be opened, `NoDevice` if nothing answers, `LinkLost` if the port
+        goes meanwhile, `ProtocolError` for another version.
         """
         return cls(Link.open(url, tap), timeout_s)
 
@@ -187,7 +192,8 @@ class Device:
         """Make the device stream. Returns once it confirmed, or once samples come, whichever is first."""
         self._streaming = False
         self._command(CommandKind.START)
-        self._started = not self._stopped  # a short recording may be over by now
+        # A short recording may be over by now; what has stopped for another reason is still to stream.
+        self._started = not (self._stopped and self._reason is StopReason.END_OF_RECORDING)
 
     def stop(self) -> None:
         """Make the device stop. What it sent before is still delivered by `blocks`, which then ends."""
@@ -221,12 +227,13 @@ class Device:
         reconnect_s: float = 0.0,
         on_link: Callable[[LinkChange], object] | None = None,
     ) -> Iterator[Block]:
-        """Yield blocks as they arrive until the device says it stopped, or `interrupt` or `close` was called.
+        """Yield blocks as they arrive until the recording is over, or `stop`, `interrupt` or `close` was called.
 
-        With `start` the device is started first. A link is lost when the port goes or when no frame came for three
-        seconds: a working device says something every second, so silence is a fault and never an end. Then the address
-        is opened again, for up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was or was
-        to be. `on_link` is told of both.
+        With `start` the device is started first. A link is lost when the port goes, when no frame came for three
+        seconds (a working device says something every second, so silence is a fault and never an end), or when the
+        device says that it stopped for any other reason than the end of a recording or a STOP from here. Then the
+        address is opened again, for up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was
+        or was to be. `on_link` is told of both.
 
         Raises `LinkLost` when the link did not come back in time, `ProtocolError` when what came back has other leads
         or another rate, and what `start` raises.
@@ -238,12 +245,13 @@ class Device:
                 yield self._ready.popleft()
                 heard_s = time.monotonic()
                 continue
-            if self._stopped and not start:
-                return
             try:
                 if start:
                     self.start()
                     start = False
+                elif self._stopped:
+                    self._check_stop()
+                    return
                 elif self._pump():
                     heard_s = time.monotonic()
                 elif time.monotonic() - heard_s > silence_s:
@@ -308,6 +316,7 @@ class Device:
                 self._greet(with_status=True)
                 if start:
                     self._start_again()
+                self._check_stop()
             except (PortError, NoDevice, LinkLost) as error:
                 if time.monotonic() - lost_s > limit_s and not self._ended:
                     raise LinkLost(f"{lost}; it did not come back within {limit_s:g} s: {error}") from error
@@ -330,6 +339,20 @@ class Device:
         except ProtocolError:
             if self._reason is not StopReason.END_OF_RECORDING:
                 raise
+        # One that obeys and stops again at once, as with a broken converter, is not back.
+        until_s = time.monotonic() + self._timeout_s
+        while not (self._streaming or self._stopped or self._ended) and time.monotonic() < until_s:
+            self._pump()
+
+    def _check_stop(self) -> None:
+        """A device that was to stream and stopped though nobody here asked it to is as good as gone: raise `LinkLost`.
+
+        Of one that streams without being asked, a command may be what `stop` sent.
+        """
+        by_itself = self._started or (self._streaming and self._reason is not StopReason.COMMAND)
+        if self._stopped and by_itself and self._reason is not None:
+            why = _STOPS.get(self._reason, "stopped by itself, for a reason that is not known here")
+            raise LinkLost(f"lost {self.url}: {self.info.device_id} {why}")
 
     def _set(self, kind: CommandKind, argument: bytes) -> Info:
         self._layout = None  # the next INFO may say something else
@@ -362,7 +385,10 @@ class Device:
         self._ack = None
         for _ in self._attempts(kind, argument):
             if self._ack is not None and self._ack.result is not Result.OK:
-                raise ProtocolError(f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}")
+                refusal = f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}"
+                if kind is CommandKind.START and self._reason is StopReason.FAULT:  # which may pass
+                    raise LinkLost(f"{refusal}, since it has a fault")
+                raise ProtocolError(refusal)
             if self._ack is not None:
                 return self._ack.echo
             if kind is CommandKind.START and (self._streaming or self._interrupted):
@@ -436,8 +462,9 @@ class Device:
             _log.warning("%s restarted; starting it again", self.url)
             self._send(CommandKind.START)
         else:
-            self._started = False
             self._stopped = True
+            if status.reason is StopReason.END_OF_RECORDING:
+                self._started = self._streaming = False
 
     def _go_on(self) -> None:
         """Samples come, or will. If they had stopped, so had the clock that counts them."""

@@ -33,6 +33,12 @@ from serial.tools import list_ports
 
 from firmware_bridge.errors import AddressError, LinkLost, PortError
 
+_PORT_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError)
+with suppress(ImportError):  # Windows has none
+    import termios
+
+    _PORT_ERRORS += (termios.error,)  # no OSError; pyserial lets it through when a port goes while it is opened
+
 _log = logging.getLogger("firmware_bridge")
 
 DEFAULT_BAUD = 230_400
@@ -204,8 +210,8 @@ def _open_serial(url: str, parts: SplitResult) -> _SerialPort:
     baud = _baud(url, parts)
     try:
         port = serial.Serial(name, baud, timeout=POLL_S, write_timeout=_WRITE_TIMEOUT_S, exclusive=True)
-    except (OSError, ValueError) as error:
-        raise PortError(f"cannot open {name}: {_serial_advice(name, error)}") from error
+    except _PORT_ERRORS as error:
+        raise PortError(f"cannot open {name}: {_serial_advice(error)}") from error
     return _SerialPort(port)
 
 
@@ -230,7 +236,7 @@ def _find_usb(url: str, name: str) -> str:
     return str(found[0].device)
 
 
-def _serial_advice(name: str, error: Exception) -> str:
+def _serial_advice(error: Exception) -> str:
     match getattr(error, "errno", None):
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return "there is no such port. Is the device plugged in? `m2jl devices` lists the ports"
@@ -241,7 +247,7 @@ def _serial_advice(name: str, error: Exception) -> str:
             )
         case errno.EBUSY | errno.EAGAIN:
             return "another program is using it. Close that one first"
-    return f"it is not a serial port, or does not take these settings ({error})"
+    return f"it is not a serial port, does not take these settings, or has just gone ({error})"
 
 
 def _open_tcp(url: str, parts: SplitResult, given_up: Callable[[], bool]) -> _TcpPort:

@@ -27,7 +27,10 @@ _NAME_CHARACTERS = 18
 
 
 def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
-    """Start `device` and show what comes until it stops, is interrupted, or `duration_s` of wall time is over."""
+    """Start `device` and show what comes until it stops, is interrupted, or `duration_s` of wall time is over.
+
+    Raises OSError when what is shown cannot be written, BrokenPipeError when nobody reads it any more.
+    """
     watch = WireWatch(device.info, lambda: device.stats)
     news = [""]
     console = Console()
@@ -52,9 +55,16 @@ def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
             elif not console.is_terminal:
                 _say(change.detail)
 
+        unwritten: list[OSError] = []
+
         def keep_telling() -> None:
             while not done.wait(every_s):
-                tell(watch.report(time.monotonic()))
+                try:
+                    tell(watch.report(time.monotonic()))
+                except OSError as error:  # the reader of a pipe went away, or the disk is full
+                    unwritten.append(error)
+                    device.interrupt()
+                    return
 
         teller = threading.Thread(target=keep_telling, daemon=True)
         teller.start()
@@ -69,6 +79,8 @@ def show(device: Device, *, duration_s: float | None, as_json: bool) -> None:
         finally:
             done.set()
             teller.join()
+        if unwritten:
+            raise unwritten[0]
         tell(watch.report(time.monotonic()))
 
 

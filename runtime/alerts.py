@@ -184,6 +184,31 @@ class AlertRules:
                 raise OptionError(f"{path}: {label}: {error}") from error
         return rules
 
+    def fitting(self, labels: Sequence[str], hop_s: float) -> list[Rule]:
+        """The rule of each label of a model that judges a window every `hop_s`.
+
+        Raises:
+            OptionError: an alert could never open or never close, since windows are forgotten before enough have come.
+        """
+        rules = [self[label] for label in labels]
+        for label, rule in zip(labels, rules, strict=True):
+            policy = rule.policy
+            reach_s = (policy.k - 1) * hop_s
+            # At the very limit rounding would decide.
+            if reach_s >= policy.memory_s:
+                raise OptionError(
+                    f"alerts: {label} can never open: k = {policy.k} windows, one every {hop_s:g} s, take {reach_s:g} "
+                    f"s, and memory_s = {policy.memory_s:g} forgets the first before the last; "
+                    f"lower k, or make memory_s more than {reach_s:g}"
+                )
+            if policy.release > 1 and hop_s >= policy.memory_s:
+                raise OptionError(
+                    f"alerts: {label} can never close: release = {policy.release} windows, one every {hop_s:g} s, are "
+                    f"never in a row where memory_s = {policy.memory_s:g} forgets each before the next; "
+                    f"make release 1, or memory_s more than {hop_s:g}"
+                )
+        return rules
+
 
 _COUNTS = {"k", "n", "release"}
 _LARGEST = 10**9  # more is a slip, and more than a deque or a float may take

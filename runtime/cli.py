@@ -152,6 +152,7 @@ def run(
     loaded = Model.load(path, threads=threads, backend=backend, fallback=fallback, sha256=sha256, say=say)
     labels = loaded.spec.labels
     rules = AlertRules.load(alerts, labels) if alerts is not None else AlertRules.shipped()
+    needed = min(rule.policy.k for rule in rules.fitting(labels, loaded.spec.hop_s))
     tested = check(path, loaded)
     if notch is not None and notch >= loaded.spec.rate_hz / 2:
         say(f"--notch {notch} is not needed: the low-pass lets nothing from {loaded.spec.rate_hz / 2:g} Hz on through")
@@ -208,7 +209,7 @@ def run(
         finally:
             result = runner.summary()
             stack.close()  # first the view, then the last words
-            for line in _last_words(result, loaded.spec, min(rules[label].policy.k for label in labels)):
+            for line in _last_words(result, loaded.spec, needed):
                 say(line)
             if stats is not None:
                 write_atomically(stats, json.dumps(result, indent=1) + "\n")

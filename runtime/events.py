@@ -19,12 +19,13 @@ class Event:
         event: what happened.
         label, severity, text, probability: of an alert; None for `quality` and `link`.
         t_device_s: on the device's sample clock; for an alert the end of the window that decided.
-        window: first sample and one past the last, on the device's sample clock; None for `link`.
-        quality: ``{"ok": bool, "faults": {lead: fault}}`` of that window; None for `link`.  Also ``"warnings": {lead:
-            warning}`` where there is something (mains) that does not reach the model.
+        window: first sample and one past the last, on the device's sample clock; None for `link`, and for an `offset`
+            that the end of monitoring brought.
+        quality: ``{"ok": bool, "faults": {lead: fault}}`` of that window; None where there is none.  Also
+            ``"warnings": {lead: warning}`` where there is something (mains) that does not reach the model.
         model: name and SHA-256 of the file that decided.
         device: whose it is: what the device calls itself, or its address where two have the same name.
-        detail: what a `link` event says.
+        detail: what a `link` event says; of an `offset` that no window decided, why.
         time: UTC wall time at which the gateway said so.
     """
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge import AddressError, BridgeError, LinkChange, NoDevice, PortError
+from firmware_bridge import AddressError, BridgeError, LinkChange, LinkLost, NoDevice, PortError
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.errors import OptionError, RunError
 from runtime.events import Event
@@ -154,6 +154,10 @@ class Hub:
                 if self._tells_progress and time.monotonic() - said_s >= REPORT_EVERY_S:
                     said_s = time.monotonic()
                     self._say(self._progress())
+            for feed in self.feeds:  # of which some had no time to end, or cannot for another's fault
+                if feed.monitor is not None and not feed.monitor.ended:
+                    for event in feed.monitor.settle(feed.monitor.end()):
+                        self._deliver(event)
         finally:
             self.interrupt()
             until_s = time.monotonic() + JOIN_S
@@ -204,7 +208,7 @@ class Hub:
     def _progress(self) -> str:
         streaming = sum(feed.state == "streaming" for feed in self.feeds)
         monitors = [feed.monitor for feed in self.feeds if feed.monitor is not None]
-        alerts = [f"{label} on {monitor.device}" for monitor in monitors for label in monitor.open_alerts]
+        alerts = [f"{label} on {m.device}" for m in monitors if not m.ended for label in m.open_alerts]
         return (
             f"{streaming} of {len(self.feeds)} devices stream, {sum(m.stats.windows for m in monitors)} windows "
             f"({sum(m.stats.windows_unusable for m in monitors)} unusable, "
@@ -236,7 +240,7 @@ class Hub:
             raise self._fault
         errors = [feed.error for feed in self.feeds if feed.error is not None]
         for error in errors:
-            if isinstance(error, AddressError) or not isinstance(error, (PortError, NoDevice)):
+            if not _may_come(error):
                 raise error
         if len(errors) == len(self.feeds):
             raise errors[0]
@@ -271,31 +275,36 @@ class Hub:
     def _read(self, feed: Feed) -> None:
         """One feed, to its end."""
         try:
-            if feed.source is None:
-                self._wait_for(feed)
-            if feed.source is not None:
-                with feed.source:
-                    if feed.monitor is None:
-                        self._admit_late(feed, feed.source)
-                    if not self._stopping:
-                        self._stream(feed, feed.source)
-        except (BridgeError, RunError) as error:
-            feed.error = error
-            self._say_of(feed, str(error))
+            try:
+                self._attend(feed)
+            except (BridgeError, RunError) as error:
+                feed.error = error
+                self._say_of(feed, str(error))
             if feed.monitor is not None:
-                self._put(feed, [feed.monitor.news(str(error))])
+                self._put(feed, [feed.monitor.end(str(feed.error or ""))])
+                if feed.error is None and not self._stopping:
+                    seconds = feed.monitor.stats.samples / feed.monitor.rate_hz
+                    self._say(f"{feed.name}: ended after {seconds:.0f} s of signal")
         finally:
             with self._changed:
                 feed.state = "ended"
                 self._changed.notify_all()
 
+    def _attend(self, feed: Feed) -> None:
+        if feed.source is None:
+            self._wait_for(feed)
+        if feed.source is not None:
+            with feed.source:
+                if feed.monitor is None:
+                    self._admit_late(feed, feed.source)
+                if not self._stopping:
+                    self._stream(feed, feed.source)
+
     def _wait_for(self, feed: Feed) -> None:
         """Open what was not there at the start."""
         began_s, wait_s, said = time.monotonic(), POLL_S, ""
         while feed.error is not None:
-            if isinstance(feed.error, AddressError) or not isinstance(feed.error, (PortError, NoDevice)):
-                raise feed.error
-            if time.monotonic() - began_s > self._patience_s:
+            if not _may_come(feed.error) or time.monotonic() - began_s > self._patience_s:
                 raise feed.error
             if str(feed.error) != said:
                 said = str(feed.error)
@@ -409,3 +418,11 @@ class Hub:
     def _deliver(self, event: Event) -> None:
         for sink in self._sinks:
             sink.write(event)
+
+
+def _may_come(error: Exception) -> bool:
+    """Whether a device that cannot be opened for such a reason may be there later.
+
+    `LinkLost` is one: a serial server whose port is in use takes a connection and drops it again.
+    """
+    return isinstance(error, (PortError, NoDevice, LinkLost)) and not isinstance(error, AddressError)

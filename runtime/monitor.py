@@ -7,6 +7,10 @@
     for event in monitor.finish():
         sink.write(event)
 
+The first event is a `link` event that says `BEGINS`, the last one says `ENDS`, behind an offset for each alert that is
+open: nobody watches any more.  By the former whoever keeps events knows that alerts of an earlier run that was cut off
+are void.
+
 No port, no clock and no thread in here: what comes out depends only on what is pushed.  A window that holds a gap
 does not arise (windows lie within unbroken segments); one with an unusable lead is not classified but reported.
 """
@@ -17,7 +21,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,7 @@ from runtime.leads import derive
 from runtime.model import Model
 from runtime.quality import MAINS_MV, InputCheck, judge
 
+BEGINS, ENDS = "monitoring begins", "monitoring ends"  # docs/alerts.md has a query that asks for the former
 TOO_MANY_GAPS = {"stream": "gaps leave no whole window"}
 KEPT_LATENCIES = 20_000  # the last five hours at a hop of one second; a day of them is megabytes
 OVERRUN = {"gateway": "too slow, windows dropped"}  # fault of windows that were given up
@@ -90,12 +95,14 @@ class News:
     Attributes:
         unjudged: first sample and one past the last of a stretch as long as a window or longer that held no whole one,
             so that nobody knows what was in it; None where there was no such stretch.
+        ended: nothing comes any more.
     """
 
     t_s: float
     detail: str
     restarted: bool = False
     unjudged: tuple[int, int] | None = None
+    ended: bool = False
 
 
 Step = Cut | News
@@ -117,9 +124,11 @@ class Monitor:
 
     Attributes:
         rules: one per label.
+        ended: the end has been told, and with it that of open alerts.
 
     Raises:
         runtime.errors.SourceError: the device's leads or rate do not fit the model.
+        runtime.errors.OptionError: the policy does not fit the model's hop, see `AlertRules.fitting`.
     """
 
     def __init__(
@@ -133,7 +142,8 @@ class Monitor:
     ) -> None:
         self.model, self.rate_hz, self.device = model, rate_hz, device
         rules = AlertRules.of(policy) if isinstance(policy, AlertPolicy) else policy or AlertRules.shipped()
-        self.rules = [rules[label] for label in model.spec.labels]
+        self.rules = rules.fitting(model.spec.labels, model.spec.hop_s)
+        self.ended = False
         self._derivation = derive(leads, model.spec.leads)
         self._chain = SignalChain(model.spec, rate_hz, notch_hz)
         self._input = InputCheck(rate_hz, len(leads))
@@ -153,7 +163,7 @@ class Monitor:
 
     @property
     def open_alerts(self) -> tuple[str, ...]:
-        """Labels whose alert is open."""
+        """Labels whose alert is open, or was when monitoring ended."""
         return tuple(label for label, state in zip(self.model.spec.labels, self._states, strict=True) if state.open)
 
     @property
@@ -166,9 +176,9 @@ class Monitor:
         steps = self.take(block)
         return self._carry_through(steps) if steps else []
 
-    def finish(self) -> list[Event]:
-        """The stream is over: give what its last windows led to.  Open alerts stay open."""
-        return self._carry_through(self.take_rest())
+    def finish(self, why: str = "") -> list[Event]:
+        """The stream is over, and `why` if that was a fault: give what its last windows led to, and the end."""
+        return self._carry_through([*self.take_rest(), self.end(why)])
 
     def take(self, block: Block) -> list[Step]:
         """The first half of `push`: the windows that a block completes, and what happened before and between them."""
@@ -188,7 +198,7 @@ class Monitor:
         return steps
 
     def take_rest(self) -> list[Step]:
-        """The first half of `finish`."""
+        """The windows that still wait for the filter, where the stream is over or begins anew."""
         began_s = time.perf_counter()
         return self._cut(self._push_blocks() + self._chain.flush(), began_s)
 
@@ -205,6 +215,10 @@ class Monitor:
         """What happened to the link after the last block."""
         return News((self._expected or 0) / self.rate_hz, detail)
 
+    def end(self, why: str = "") -> News:
+        """The last step: nobody watches any more."""
+        return replace(self.news(f"{ENDS}: {why}" if why else ENDS), ended=True)
+
     def settle(self, step: Step, probabilities: NDArray[np.float64] | None = None) -> list[Event]:
         """The second half: what a step leads to.  Steps come in the order in which they were taken.
 
@@ -212,6 +226,8 @@ class Monitor:
             probabilities: (labels,) of a `Cut` whose window is to be classified.
         """
         if isinstance(step, News):
+            if step.ended:
+                return self._close(step)
             if step.restarted:
                 for state in self._states:
                     state.restart_clock()
@@ -242,6 +258,8 @@ class Monitor:
         steps = self.take_rest()
         t_s = block.first_sample / self.rate_hz
         unjudged = self._unjudged()
+        if self._expected is None:
+            steps.append(News(t_s, BEGINS))
         # Windows do not reach over the segment's edge, so its flags bind none to come.
         self._flags.clear()
         if block.restarted:
@@ -343,6 +361,24 @@ class Monitor:
                     )
                 )
         return events
+
+    def _close(self, end: News) -> list[Event]:
+        """What the end brings."""
+        self.ended = True
+        offsets = [
+            self._event(
+                "offset",
+                end.t_s,
+                label=label,
+                severity=rule.severity,
+                text=rule.text,
+                probability=round(self.stats.probability[label], 4),
+                detail=ENDS,
+            )
+            for label, rule in zip(self.model.spec.labels, self.rules, strict=True)
+            if label in self.open_alerts
+        ]
+        return [*offsets, self._event("link", end.t_s, detail=end.detail)]
 
     def _event(self, kind: Kind, t_s: float, **fields: Any) -> Event:
         return Event(kind, t_s, self._identity, self.device, **fields)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge import LinkChange
+from firmware_bridge import BridgeError, LinkChange
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.events import Event
 from runtime.model import Model
@@ -109,6 +109,7 @@ class Session:
         block_sinks = [sink for sink in self._sinks if isinstance(sink, BlockSink)]
         origin = Origin(self.name, self.source.leads, self.source.rate_hz, self.source.step_mv)
         self.state = "streaming"
+        why = ""
         try:
             for block in self.source.blocks(self._tell_link):
                 for keeps in block_sinks:
@@ -119,11 +120,14 @@ class Session:
                 if self._tells_progress and time.monotonic() - reported_s >= REPORT_EVERY_S:
                     reported_s = time.monotonic()
                     self._say(self._progress())
+        except BridgeError as error:
+            why = str(error)
+            raise
         finally:
             self.state = "ended"
             # Whatever ended the stream, what was received is judged, and sinks deliver what they hold.
             try:
-                self._deliver(self.monitor.finish())
+                self._deliver(self.monitor.finish(why))
             finally:
                 for sink in self._sinks:
                     sink.close()

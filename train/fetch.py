@@ -364,8 +364,8 @@ def fetch(
         run = _Run(sums, base_url, out, Tally(len(sums), sum(map(expected_bytes, sums))), patience)
         clients = [Client(patience.timeout_s) for _ in range(max(1, min(jobs, len(sums))))]
         with ThreadPoolExecutor(len(clients)) as pool:
-            threads = [pool.submit(run.work, client, expected_bytes) for client in clients]
-            try:
+            try:  # from the first thread on: who is interrupted before the last one must not wait for their files
+                threads = [pool.submit(run.work, client, expected_bytes) for client in clients]
                 while wait(threads, timeout=POLL_S).not_done:
                     on_progress(run.tally)
                     if run.stop.is_set():

@@ -6,9 +6,11 @@ was written survives the end of this process, however it ends.  (Not that of the
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
-from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import TextIO
 
@@ -17,17 +19,14 @@ from runtime.events import Event
 from runtime.sinks.base import Sink, SinkGone, path_of
 
 URLS = ("-", "file:PATH")
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.EIO)  # a reader, a connection, a terminal that is no more
 
 
 class JsonLines:
-    """One JSON object a line on a stream.
+    """One JSON object a line on a stream that is no file of the system's, as in a notebook."""
 
-    Args:
-        closes: whether the stream is this sink's own.
-    """
-
-    def __init__(self, stream: TextIO, *, closes: bool = False) -> None:
-        self._stream, self._closes = stream, closes
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def write(self, event: Event) -> None:
         """See `Sink`."""
@@ -39,53 +38,68 @@ class JsonLines:
             raise SinkGone(error) from error
 
     def close(self) -> None:
-        """See `Sink`."""
-        if self._closes:
-            with suppress(OSError):  # what a reader that went away has not taken was told of before
-                self._stream.close()
+        """See `Sink`; the stream is not this sink's own."""
 
 
 class JsonFile:
     """One JSON object a line, appended to a file; a line that did not go in whole is taken back.
 
-    Raises:
-        SinkError: the file cannot be written.
+    Args:
+        file: unbuffered, and from now on this sink's own.
+        ends: whether there will be no other reader once this one went away.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("ab", buffering=0)
-            if self._file.seekable() and self._file.tell():  # a pipe is neither
-                with path.open("rb") as written:
-                    written.seek(-1, os.SEEK_END)
-                    torn = written.read(1) != b"\n"
-                if torn:  # by a power cut; what comes must not be added to it
-                    self._file.write(b"\n")
-        except OSError as error:
-            raise SinkError(f"cannot write {path}: {error.strerror}") from error
+    def __init__(self, file: FileIO, *, ends: bool = False) -> None:
+        self._file, self._ends = file, ends
 
     def write(self, event: Event) -> None:
         """See `Sink`."""
         line = (event.to_json() + "\n").encode()
-        written = self._file.write(line)
-        if written < len(line):
-            os.truncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - written)
-            raise OSError("no room for a whole line")
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._file.fileno(), line[written:])
+        except OSError as error:
+            torn = written > 0 and not self._take_back(written)
+            if self._ends and (torn or error.errno in GONE):  # who reads on would get a torn line twice
+                raise SinkGone(error) from error
+            raise
 
     def close(self) -> None:
         """See `Sink`."""
         self._file.close()
 
+    def _take_back(self, count: int) -> bool:
+        """Undo what was written last; a pipe or a terminal does not give it back."""
+        regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+        if regular:
+            self._file.truncate(self._file.seek(-count, os.SEEK_CUR))
+        return regular
+
+
+def _open_file(path: Path) -> FileIO:
+    try:
+        file = FileIO(path, "a")
+        if file.seekable() and file.tell():  # a pipe is neither
+            with path.open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                torn = written.read(1) != b"\n"
+            if torn:  # by a power cut; what comes must not be added to it
+                file.write(b"\n")
+    except OSError as error:
+        raise SinkError(f"cannot write {path}: {error.strerror}") from error
+    return file
+
 
 def open_sink(url: str, _name: str) -> Sink:
     """See `runtime.sinks.open_sink`."""
     if url != "-":
-        return JsonFile(Path(path_of(url)))
+        return JsonFile(_open_file(Path(path_of(url))))
     if sys.stdout is None:
         raise SinkError("sink - is stdout, which is closed")
     try:
         # A descriptor of its own: a sink that hangs in a write must not hold the lock of sys.stdout, which the
         # interpreter takes when it ends.
-        return JsonLines(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"), closes=True)
+        return JsonFile(FileIO(os.dup(sys.stdout.fileno()), "w"), ends=True)
     except OSError:  # stdout is no file, as in a notebook
         return JsonLines(sys.stdout)

@@ -9,7 +9,9 @@ outage, a restart of the broker or one of this process is delivered after it, in
 its confirmation was lost, as QoS 1 allows.  Nothing new is sent after a reconnect before the broker has confirmed what
 was under way, so that the order holds.
 
-The spool is `?spool=FOLDER`, or lies in the folder that systemd gives a service for its state, or in that of the user.
+A spool is one process's, which sends also what others that are gone have left for the same host, port and prefix: a
+patch that is replaced takes its name with it and leaves its alerts.  Spools lie in `?spool=FOLDER`, in the folder that
+systemd gives a service for its state, or in that of the user.
 A password may be in the environment, M2JL_MQTT_PASSWORD, instead of the address; neither is ever logged.
 `mqtts` checks the broker's certificate with the system's authorities or those of `?ca=FILE`.
 """
@@ -23,7 +25,7 @@ import queue
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -31,6 +33,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.sinks.base import Sink, identifier, redacted
+from runtime.sinks.database import DatabaseInUse
 from runtime.sinks.spool import Spool
 
 if TYPE_CHECKING:
@@ -136,9 +139,8 @@ class MqttSink:
     def _run(self) -> None:
         kind = ""
         while kind != "close":
-            timeout_s = None if self._again_s is None else max(0.0, self._again_s - time.monotonic())
             try:
-                news = [self._news.get(timeout=timeout_s)]
+                news = [self._news.get(timeout=self._wait_s())]
             except queue.Empty:
                 news = []
             while not self._news.empty():
@@ -156,6 +158,12 @@ class MqttSink:
                 except OSError as error:  # what cannot be removed before the end is sent once more by the next process
                     log.warning("the spool for %s: %s", self._shown, error)
         self._say_goodbye()
+
+    def _wait_s(self) -> float | None:
+        """How long there is nothing to do without news."""
+        if self._again_s is None or self._under_way:  # what was refused waits for the answers to the rest
+            return None
+        return max(0.0, self._again_s - time.monotonic())
 
     def _take_news(self, kind: str, what: Any) -> None:
         if kind == "connected":
@@ -263,9 +271,9 @@ def open_sink(url: str, name: str) -> Sink:
     from paho.mqtt.enums import CallbackAPIVersion
 
     folder = Path(options["spool"]) if options.get("spool") else state_folder()
-    # One file for each address and name: what waits for one broker is nothing to another.
-    key = hashlib.sha256(f"{parts.hostname}:{port}/{prefix}/{name}".encode(errors="replace")).hexdigest()[:8]
-    file = folder / f"mqtt-{identifier(name)}-{key}.sqlite"
+    # What waits for one broker is nothing to another.  The name only lets processes run side by side.
+    place = hashlib.sha256(f"{parts.hostname}:{port}/{prefix}".encode(errors="replace")).hexdigest()[:8]
+    file = folder / f"spool-{place}-{identifier(name)}.sqlite"
     # A broker ends the connection of whoever has the same id: so it has to differ wherever the spool does.
     own = hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:8]
     client = Client(
@@ -285,4 +293,23 @@ def open_sink(url: str, name: str) -> Sink:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SinkError(f"cannot make the spool's folder {folder}: {error.strerror}") from error
-    return MqttSink(client, (parts.hostname, port), prefix, name, Spool(file))
+    spool = Spool(file)
+    _take_over(spool, file, place)
+    return MqttSink(client, (parts.hostname, port), prefix, name, spool)
+
+
+def _take_over(spool: Spool, own: Path, place: str) -> None:
+    """Take what processes that are gone have left for the same broker, and say what cannot be taken."""
+    for left in sorted(own.parent.glob("*.sqlite")):
+        try:
+            if left.name.startswith(f"spool-{place}-") and left != own:
+                spool.take_over(left)
+            elif left.name.startswith("mqtt-"):  # of an earlier version; the name does not say for which broker
+                with suppress(DatabaseInUse), closing(Spool(left, wait_s=0.0)) as old:
+                    if len(old):
+                        name = f"spool-{place}-{left.stem}.sqlite"
+                        log.warning(
+                            "%d events wait in %s; to send them to this broker, rename it %s", len(old), left, name
+                        )
+        except (SinkError, OSError) as error:
+            log.warning("what waits in %s stays there: %s", left, error)

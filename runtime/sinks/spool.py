@@ -6,23 +6,27 @@
         ...
     spool.remove([number])
 
+    spool.take_over(other_path)                  # what a process that is gone has left in another file
+
 A file belongs to one process at a time.  It holds `limit` messages; what is oldest makes room, and is counted.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from runtime.sinks.database import failures_of, open_database
+from runtime.sinks.database import DatabaseInUse, failures_of, open_database
 
 APPLICATION_ID = 0x4D325350  # "M2SP"
 VERSION = 1
 # AUTOINCREMENT, so that numbers never begin anew when the spool has been emptied.
 SCHEMA = "CREATE TABLE message (number INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload TEXT NOT NULL)"
 LIMIT = 100_000
+TAKEN_AT_ONCE = 1000  # messages that are moved from one file to another in one transaction
+WAIT_S = 1.0  # for a process that only looks what another has left
 
 
 class Spool:
@@ -30,15 +34,17 @@ class Spool:
 
     Args:
         limit: messages that it holds at most.
+        wait_s: how long another process that has it is waited for.
 
     Raises:
-        SinkError: the file cannot be written, is not a spool, or is another process's.
+        DatabaseInUse: it is another process's.
+        SinkError: the file cannot be written, or is not a spool.
     """
 
-    def __init__(self, path: Path, limit: int = LIMIT) -> None:
+    def __init__(self, path: Path, limit: int = LIMIT, *, wait_s: float = WAIT_S) -> None:
         self._path, self._limit = path, limit
         self._lock = threading.Lock()
-        self._database = open_database(path, APPLICATION_ID, VERSION, SCHEMA, exclusive=True)
+        self._database = open_database(path, APPLICATION_ID, VERSION, SCHEMA, exclusive=True, wait_s=wait_s)
         self._count: int = self._database.execute("SELECT count(*) FROM message").fetchone()[0]
         self.dropped = 0
 
@@ -47,12 +53,24 @@ class Spool:
 
     def add(self, topic: str, payload: str) -> None:
         """Append a message; it is on the disk when this returns."""
-        with self._transaction():
-            self._database.execute("INSERT INTO message (topic, payload) VALUES (?, ?)", (topic, payload))
-            if full := self._count >= self._limit:
-                self._database.execute("DELETE FROM message WHERE number = (SELECT min(number) FROM message)")
-            self._database.execute("COMMIT")
-            self._count, self.dropped = self._count + (not full), self.dropped + full
+        self._append([(topic, payload)])
+
+    def take_over(self, path: Path) -> None:
+        """Append what another file holds, and empty that one; nothing where a process has it.
+
+        A crash in between leaves messages in both, never in none.
+
+        Raises:
+            SinkError, OSError: it cannot be read, or there is no room; what was not moved is still there.
+        """
+        try:
+            other = Spool(path, wait_s=0.0)
+        except DatabaseInUse:
+            return
+        with closing(other):
+            while messages := other.after(0, TAKEN_AT_ONCE):
+                self._append([(topic, payload) for _, topic, payload in messages])
+                other.remove(number for number, _, _ in messages)
 
     def after(self, number: int, count: int) -> list[tuple[int, str, str]]:
         """The next messages, up to `count`, behind the one of this number."""
@@ -74,6 +92,16 @@ class Spool:
         """Let other processes have the file."""
         with self._lock, failures_of(self._path):
             self._database.close()
+
+    def _append(self, messages: Sequence[tuple[str, str]]) -> None:
+        with self._transaction():
+            self._database.executemany("INSERT INTO message (topic, payload) VALUES (?, ?)", messages)
+            over = max(0, self._count + len(messages) - self._limit)
+            self._database.execute(
+                "DELETE FROM message WHERE number IN (SELECT number FROM message ORDER BY number LIMIT ?)", (over,)
+            )
+            self._database.execute("COMMIT")
+            self._count, self.dropped = self._count + len(messages) - over, self.dropped + over
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -15,7 +15,17 @@ import pytest
 from firmware_bridge.decoder import Decoder
 from firmware_bridge.device import Device
 from firmware_bridge.errors import LinkLost, NoDevice, PortError, ProtocolError
-from firmware_bridge.messages import Ack, Command, CommandKind, ErrorReport, Info, Log, LogLevel, Result
+from firmware_bridge.messages import (
+    Ack,
+    Command,
+    CommandKind,
+    ErrorReport,
+    Info,
+    Log,
+    LogLevel,
+    Result,
+    StopReason,
+)
 from firmware_bridge.protocol import Frame
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
@@ -519,6 +529,110 @@ def test_waiting_for_a_link_ends_when_asked(virtual: VirtualDevice, end: str) ->
         assert list(device.blocks(reconnect_s=float("inf")))
         assert time.monotonic() - start_s < 5.0
         assert wire.reopened <= 2
+
+
+def stop_for(reason: StopReason):
+    """What a script does for a device that stops by itself and says why."""
+
+    def stop(wire: WiredDevice) -> None:
+        wire.device._reason = reason
+        wire.say(wire.device._status())
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        (StopReason.FAULT, "stopped by itself: it reports a fault"),
+        (StopReason.COMMAND, "was stopped by someone else"),
+        (StopReason.OTHER, "stopped by itself, for a reason that is not known here"),
+    ],
+)
+def test_a_device_that_stops_by_itself_is_lost(virtual: VirtualDevice, reason: StopReason, says: str) -> None:
+    received = 0
+    with Device(WiredDevice(virtual, script={20: stop_for(reason)})) as device:
+        blocks = device.blocks(start=True)
+        with pytest.raises(LinkLost, match=rf"^lost test://: emulator {says}$") as caught:  # noqa: PT012
+            for block in blocks:
+                received += block.ecg_mv.shape[1]
+    assert caught.value.exit_code == 1
+    assert received == virtual.tick > 0  # all that came before
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("reason", [StopReason.FAULT, StopReason.COMMAND, StopReason.OTHER])
+def test_a_device_that_stopped_by_itself_is_greeted_and_started_again(
+    virtual: VirtualDevice, reason: StopReason
+) -> None:
+    wire = WiredDevice(virtual, script={20: stop_for(reason)})
+    told = []
+    with Device(wire) as device:
+        blocks = list(device.blocks(start=True, reconnect_s=60, on_link=told.append))
+    assert [change.state for change in told] == ["lost", "back"]
+    assert sum(block.ecg_mv.shape[1] for block in blocks) == 1000
+    assert not any(block.missing_samples for block in blocks)
+    assert wire.commands == [CommandKind.HELLO, CommandKind.START] * 2
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_device_whose_fault_stays_is_waited_for_and_told_of_once(virtual: VirtualDevice, refuses: bool) -> None:
+    """It takes START and says a little later that it has stopped, or does not take it: neither is back."""
+
+    class Broken(WiredDevice):
+        tries = 0
+
+        def write(self, data: bytes) -> None:
+            stopped = not self.device.streaming
+            super().write(data)
+            if self.commands[-1] == CommandKind.START and stopped:
+                self.tries += 1
+                if 1 < self.tries < 5:
+                    [ack, *_] = Decoder().feed(self._outbox)
+                    self._outbox = b""  # what it would have answered
+                    self.device._reason = StopReason.FAULT
+                    result = Result.REFUSED if refuses else Result.OK
+                    answer = Ack(ack.message.command_id, CommandKind.START, result, b"")
+                    self.say(Frame(ack.sequence, ack.tick, answer))
+                    self.script[self.reads + 3] = lambda wire: wire.say(wire.device._status())
+
+    wire = Broken(virtual, script={20: stop_for(StopReason.FAULT)})
+    told = []
+    with Device(wire) as device:
+        received = sum(b.ecg_mv.shape[1] for b in device.blocks(start=True, reconnect_s=60, on_link=told.append))
+    assert wire.tries == 5
+    assert [change.state for change in told] == ["lost", "back"]
+    assert received == 1000
+
+
+def test_a_device_that_refuses_to_start_for_a_fault_is_lost(virtual: VirtualDevice) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device:
+        virtual._position = virtual._total_samples  # it refuses
+        stop_for(StopReason.FAULT)(wire)
+        with pytest.raises(LinkLost, match="refuses START: REFUSED, since it has a fault"):
+            list(device.blocks(start=True))
+
+
+@pytest.mark.parametrize("reason", [StopReason.FAULT, StopReason.COMMAND])
+def test_of_a_device_that_streams_unasked_a_command_ends_the_blocks_and_a_fault_does_not(
+    virtual: VirtualDevice, reason: StopReason
+) -> None:
+    virtual.start()
+    with Device(WiredDevice(virtual, script={20: stop_for(reason)})) as device:
+        if reason is StopReason.COMMAND:
+            assert list(device.blocks())
+        else:
+            with pytest.raises(LinkLost, match="it reports a fault"):
+                list(device.blocks())
+
+
+def test_a_device_that_had_a_fault_before_it_was_opened_is_started(virtual: VirtualDevice) -> None:
+    virtual._reason = StopReason.FAULT
+    with Device(WiredDevice(virtual)) as device:
+        assert list(device.blocks()) == []
+        assert sum(block.ecg_mv.shape[1] for block in device.blocks(start=True)) == 1000
 
 
 def test_rate_and_leads_can_be_set(virtual: VirtualDevice) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import termios
 import threading
 import time
 import tty
@@ -66,6 +67,19 @@ def test_no_permission_names_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(PortError, match="dialout"):
         Link.open("serial:///dev/ttyUSB0")
+
+
+@pytest.mark.parametrize("step", ["tcsetattr", "tcflush"])
+def test_a_port_that_goes_while_it_is_opened_cannot_be_opened(
+    pty: list[int], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def gone(*_: object) -> None:
+        raise termios.error(5, "Input/output error")
+
+    monkeypatch.setattr(termios, step, gone)
+    with pytest.raises(PortError, match=r"has just gone .*Input/output error") as caught:
+        Link.open(f"serial://{os.ttyname(pty[1])}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_port_in_use_says_so(pty: list[int]) -> None:

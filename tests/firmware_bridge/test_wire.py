@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,6 +30,7 @@ from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from firmware_bridge.wire import WireWatch, replay, strip
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., AbstractContextManager[object]]
 NONE = np.zeros(2, np.bool_)
 INFO = Info(1, 500_000, 1000, 0, 16, 2, ("I", "II"), "patch", "1")
@@ -115,6 +119,42 @@ def test_show_ends_after_its_duration(
         assert 100 < device.stats.samples_received < 5000
     assert capsys.readouterr().out
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("Timer")]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_goes_away_ends_it_without_complaint(
+    run_emulator: Run, recording: Recording, options: list[str]
+) -> None:
+    endpoint = PtyEndpoint()
+    with run_emulator(VirtualDevice(recording, repeat=1000), endpoint, speed=1.0):
+        command = [sys.executable, "-m", "m2jl", "wire", endpoint.url, *options]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            try:
+                assert process.stdout.readline()
+                process.stdout.close()
+                assert process.wait(60) == 0
+                assert process.stderr.read() == ""
+            finally:
+                process.kill()
+
+
+def test_a_report_that_cannot_be_written_ends_it(
+    run_emulator: Run, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(wire_view, "_LINE_EVERY_S", 0.01)
+    monkeypatch.setattr(wire_view, "_say", full)
+    endpoint = PtyEndpoint()
+    with (
+        run_emulator(VirtualDevice(recording, repeat=1000), endpoint, speed=1.0),
+        Device.open(endpoint.url) as device,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        wire_view.show(device, duration_s=None, as_json=False)
 
 
 def test_what_was_kept_can_be_decoded_again(run_emulator: Run, recording: Recording, tmp_path: Path) -> None:

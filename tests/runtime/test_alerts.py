@@ -212,6 +212,51 @@ def test_a_policy_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> Non
         replace(AlertPolicy(), **changes)
 
 
+@settings(max_examples=100)
+@given(
+    k=st.integers(1, 40),
+    release=st.integers(1, 6),
+    hop_s=st.sampled_from([0.5, 1.0, 10.0, 20.0]),
+    memory_s=st.sampled_from([0.4, 9.5, 30.0, 39.5, math.inf]),
+)
+def test_what_can_never_open_or_close_is_refused_and_nothing_else(
+    k: int, release: int, hop_s: float, memory_s: float
+) -> None:
+    policy = AlertPolicy(k=k, n=k + 3, release=release, memory_s=memory_s)
+    state = LabelState(THRESHOLD, policy)
+    events = [state.step(HIGH if n < 100 else LOW, n * hop_s) for n in range(200)]
+    works = "onset" in events and "offset" in events
+    try:
+        assert AlertRules.of(policy).fitting(["AFIB"], hop_s)[0].policy == policy
+    except OptionError:
+        assert not works or (k - 1) * hop_s == memory_s  # where rounding decides in a real stream
+    else:
+        assert works
+
+
+@pytest.mark.parametrize(
+    ("policy", "hop_s", "says"),
+    [
+        (
+            AlertPolicy(k=40, n=60),
+            1.0,
+            "alerts: AFIB can never open: k = 40 windows, one every 1 s, take 39 s, and memory_s = 30 forgets the "
+            "first before the last; lower k, or make memory_s more than 39",
+        ),
+        (
+            AlertPolicy(k=1, n=1),
+            40.0,
+            "alerts: AFIB can never close: release = 5 windows, one every 40 s, are never in a row where memory_s = 30 "
+            "forgets each before the next; make release 1, or memory_s more than 40",
+        ),
+    ],
+)
+def test_the_refusal_says_what_to_change(policy: AlertPolicy, hop_s: float, says: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        AlertRules.of(policy).fitting(["AFIB"], hop_s)
+    assert str(caught.value) == says
+
+
 def test_shipped_rules_name_the_superclasses_in_known_words() -> None:
     table, rules = severities(), AlertRules.shipped()
     assert {"NORM", "MI", "STTC", "CD", "HYP"} <= set(table)
@@ -365,3 +410,8 @@ def test_run_obeys_the_file(
     code, out, err = m2jl_in_process(*arguments)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == f"m2jl: error: {path}: policy: relaese is not known; did you mean release?"
+    path.write_text("[label.HYP]\nk = 40\nn = 60\n")
+    code, out, err = m2jl_in_process("run", "--source", "tcp://127.0.0.1:1", "--alerts", path)
+    assert (code, out) == (2, "")
+    assert err.startswith("m2jl: error: alerts: HYP can never open: k = 40 windows, one every 1 s,")  # first of all
+    assert err.count("\n") == 1

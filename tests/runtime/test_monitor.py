@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from firmware_bridge import Block
 from runtime.alerts import AlertPolicy
-from runtime.errors import SourceError
+from runtime.errors import OptionError, SourceError
 from runtime.events import Event
 from runtime.model import Model
-from runtime.monitor import Cut, Monitor
+from runtime.monitor import BEGINS, ENDS, Cut, Monitor
 from runtime.spec import ModelSpec
 
 RATE_HZ = 500.0
@@ -56,7 +56,9 @@ def flagged(blocks: list[Block], when: slice, *, lead_off: int | None = None, sa
 
 
 def run(monitor: Monitor, blocks: list[Block]) -> list[Event]:
-    return [event for block in blocks for event in monitor.push(block)] + monitor.finish()
+    """What a stream leads to, but for its beginning and its end, which have tests of their own."""
+    events = [event for block in blocks for event in monitor.push(block)] + monitor.finish()
+    return [event for event in events if event.detail not in (BEGINS, ENDS)]
 
 
 def plain(events: list[Event]) -> list[tuple[object, ...]]:
@@ -243,7 +245,8 @@ def test_a_gap_is_reported_counted_and_in_no_window(fake_model: Callable[..., Mo
     later[0] = again(later[0], missing_samples=150)
     steps = [step for block in [*blocks_of(beats(3.3)), *later] for step in monitor.take(block)] + monitor.take_rest()
     windows = [step.span for step in steps if isinstance(step, Cut)]
-    (link,) = [event for step in steps for event in monitor.settle(step, np.zeros(2))]
+    begins, link = [event for step in steps for event in monitor.settle(step, np.zeros(2))]
+    assert (begins.event, begins.detail, begins.t_device_s) == ("link", BEGINS, 0.0)
     assert (link.event, link.detail, link.t_device_s) == ("link", "150 samples lost", 3.6)
     assert link.window is None
     assert link.label is None
@@ -400,3 +403,35 @@ def test_a_gap_now_and_then_is_no_matter_of_quality(fake_model: Callable[..., Mo
     events = run(monitor, with_losses(12 * length_s, 3 * length_s))
     assert monitor.stats.windows > 0
     assert {event.event for event in events} == {"link"}
+
+
+@pytest.mark.parametrize("why", ["", "lost tcp://one:7000: unplugged"])
+def test_the_end_of_monitoring_leaves_no_alert_open_and_says_what_it_ends(
+    fake_model: Callable[..., Model], why: str
+) -> None:
+    monitor = monitor_of(fake_model([ON]))
+    events = [event for block in blocks_of(beats(4), first=700) for event in monitor.push(block)]
+    assert [(event.event, event.detail, event.t_device_s) for event in events] == [
+        ("link", BEGINS, 1.4),
+        ("onset", None, 4.0),
+    ]
+    assert not monitor.ended
+    offset, link = monitor.finish(why)
+    assert (offset.event, offset.label, offset.severity, offset.text) == ("offset", "MI", "medium", events[1].text)
+    assert (offset.detail, offset.t_device_s, offset.probability) == (ENDS, 5.4, 0.9933)  # the finding is still there
+    assert offset.window is offset.quality is None
+    assert (link.event, link.detail, link.t_device_s) == ("link", f"{ENDS}: {why}" if why else ENDS, 5.4)
+    assert monitor.ended
+    assert monitor.open_alerts == ("MI",)
+
+
+def test_a_device_that_restarted_before_its_first_block_begins_with_that_block(
+    fake_model: Callable[..., Model],
+) -> None:
+    block = again(blocks_of(beats(0.1))[0], restarted=True)
+    assert [event.detail for event in monitor_of(fake_model()).push(block)] == [BEGINS, "the device restarted"]
+
+
+def test_a_policy_that_does_not_fit_the_hop_is_refused(fake_model: Callable[..., Model]) -> None:
+    with pytest.raises(OptionError, match="MI can never open"):
+        Monitor(fake_model(), LEADS, RATE_HZ, AlertPolicy(k=5, n=9, memory_s=2.0))

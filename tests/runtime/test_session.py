@@ -15,6 +15,7 @@ from firmware_bridge import Block, LinkChange, LinkLost
 from runtime.cli import parse_patience
 from runtime.events import Event
 from runtime.model import Model
+from runtime.monitor import BEGINS, ENDS
 from runtime.session import Session, percentiles_ms, write_atomically
 from runtime.sinks import Delivery, Origin
 
@@ -76,7 +77,8 @@ def test_a_session_ends_with_the_stream_and_says_what_it_did(fake_model: Callabl
     summary = Session(Blocks(), fake_model(), sinks).run()
     assert [sink.closed for sink in sinks] == [1, 1]
     assert sinks[0].events == sinks[1].events
-    assert [event.event for event in sinks[0].events] == ["quality", "link"]
+    assert [event.event for event in sinks[0].events] == ["link", "quality", "link", "link"]
+    assert [event.detail for event in sinks[0].events] == [BEGINS, None, "25 samples lost", ENDS]
     assert summary["samples"] == 5000
     assert summary["samples_missing"] == 25
     assert summary["windows"] == summary["windows_unusable"] > 10
@@ -102,7 +104,11 @@ def test_a_lost_link_closes_the_sinks_after_the_last_windows(fake_model: Callabl
     session = Session(Blocks(2.0, breaks=True), fake_model(), [sink])
     with pytest.raises(LinkLost):
         session.run()
-    assert [event.event for event in sink.events] == ["quality"]
+    assert [(event.event, event.detail) for event in sink.events] == [
+        ("link", BEGINS),
+        ("quality", None),
+        ("link", f"{ENDS}: lost it"),
+    ]
     assert sink.closed == 1
     assert session.summary()["windows"] == 1
 
@@ -123,10 +129,10 @@ def test_a_link_that_comes_back_is_told_and_open_alerts_stay(fake_model: Callabl
     summary = session.run()
     told = [(event.detail, event.t_device_s) for event in sink.events if event.event == "link"]
     # The source has a gap of 25 samples there.
-    assert told == [("lost it", 4.0), ("back after 1.0 s", 4.0), ("25 samples lost", 4.05)]
+    assert told[1:-1] == [("lost it", 4.0), ("back after 1.0 s", 4.0), ("25 samples lost", 4.05)]
     assert lines == ["lost it", "back after 1.0 s"]
     assert summary["open_alerts"] == ["MI"]
-    assert [event.event for event in sink.events if event.label] == ["onset"]
+    assert [(event.event, event.detail) for event in sink.events if event.label] == [("onset", None), ("offset", ENDS)]
 
 
 def test_progress_is_said_now_and_then(fake_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,15 +158,16 @@ def test_sinks_that_keep_samples_get_each_block_before_what_it_led_to(fake_model
     Session(Blocks(4.2), fake_model(), [KeptBlocks()]).run()
     blocks = [n for n in told if isinstance(n, int)]
     assert blocks == [*range(0, 2000, 50), 2025, 2075]
-    assert told.index("link") == told.index(2025) + 1
+    links = [n for n, what in enumerate(told) if what == "link"]  # the beginning, the gap and the end
+    assert links == [told.index(0) + 1, told.index(2025) + 1, len(told) - 1]
 
 
 def test_a_summary_has_what_became_of_events_behind_queues(fake_model: Callable[..., Model]) -> None:
     assert Session(Blocks(), fake_model(), [Kept()]).run()["sinks"] == {}
     kept = Kept()
     summary = Session(Blocks(), fake_model(), [Delivery({"kept": kept}), Kept()]).run()
-    assert summary["sinks"] == {"kept": {"written": 2, "dropped": 0, "errors": 0}}
-    assert len(kept.events) == 2
+    assert summary["sinks"] == {"kept": {"written": 4, "dropped": 0, "errors": 0}}
+    assert len(kept.events) == 4
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("forever", float("inf")), ("0", 0.0), ("2.5", 2.5)])

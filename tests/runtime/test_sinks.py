@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import resource
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +208,85 @@ def test_a_reader_of_stdout_that_went_away_is_gone() -> None:
     assert isinstance(caught.value.cause, BrokenPipeError)
 
 
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes: what does not fit is cut off, as on a disk that gets full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("place", ["file", "stdout >", "stdout >>"])
+def test_half_a_line_is_taken_back_and_room_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    path = tmp_path / "events"
+    path.write_text("first\n" if place == "stdout >>" else "")
+    with path.open("a" if place == "stdout >>" else "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        sink = open_sink(f"file:{path}" if place == "file" else "-")
+        sink.write(event_of(1))
+        before = path.read_bytes()
+        for _ in range(2):
+            with room_for(len(before) + 20), pytest.raises(OSError, match="File too large"):
+                sink.write(event_of(2))
+            assert path.read_bytes() == before
+        sink.write(event_of(3))
+        sink.close()
+    lines = path.read_text().removeprefix("first\n").splitlines()
+    assert [json.loads(line)["t_device_s"] for line in lines] == [1.0, 3.0]
+
+
+def test_stdout_on_a_full_disk_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        sink = open_sink("-")
+        with pytest.raises(OSError, match="No space left"):
+            sink.write(event_of(0))
+        sink.close()
+
+
+def test_a_pipe_without_readers_ends_stdout_and_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        sink = open_sink("-")
+        sink.write(event_of(0))
+        os.close(reader)
+        with pytest.raises(SinkGone) as caught:
+            sink.write(event_of(1))
+        assert isinstance(caught.value.cause, BrokenPipeError)
+        sink.close()
+    # A named one may have another reader later.
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink = open_sink(f"file:{tmp_path / 'pipe'}")
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        sink.write(event_of(0))
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink.write(event_of(1))
+    assert json.loads(os.read(reader, 10_000))["t_device_s"] == 1.0
+    os.close(reader)
+    sink.close()
+
+
+def test_a_pipe_that_took_half_a_line_is_not_given_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        sink = open_sink("-")
+        with pytest.raises(SinkGone) as caught:
+            sink.write(Event("link", 0.0, {}, "patch", detail="x" * 1_000_000))
+        assert isinstance(caught.value.cause, BlockingIOError)
+        sink.close()
+    os.close(reader)
+
+
 def test_a_line_torn_by_a_power_cut_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_text('{"event": "on')
@@ -288,7 +370,9 @@ def test_a_sink_that_hangs_stalls_neither_the_stream_nor_the_others(
 
         def blocks(self, on_link: Callable[[Any], object]) -> Iterator[Any]:
             none = np.zeros(2, np.bool_)
-            for number in range(300):  # every other block is lost: 299 link events, and one of quality
+            for number in range(
+                300
+            ):  # every other block is lost: 299 link events, one of quality, the beginning and the end
                 yield Block(100 * number, np.zeros((2, 50), np.float32), none, none, 50, False)
 
         def link_stats(self) -> dict[str, int]:
@@ -296,10 +380,10 @@ def test_a_sink_that_hangs_stalls_neither_the_stream_nor_the_others(
 
     summary = Session(Flat(), fake_model(), [delivery]).run()  # type: ignore[arg-type]
     assert summary["samples"] == 15_000
-    assert len(other.got) == 300
+    assert len(other.got) == 302
     assert summary["sinks"] == {
-        "stuck": {"written": 0, "dropped": 300, "errors": 0},
-        "other": {"written": 300, "dropped": 0, "errors": 0},
+        "stuck": {"written": 0, "dropped": 302, "errors": 0},
+        "other": {"written": 302, "dropped": 0, "errors": 0},
     }
     # What the one that hung takes after all is not counted a second time.
     stuck.gate.set()

@@ -12,6 +12,7 @@ import pytest
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.cli import FILE_PATIENCE_S
 from runtime.events import SCHEMA, Event
+from runtime.monitor import BEGINS, ENDS
 from runtime.sinks import delivery, known_urls, mqtt, open_sink, spool, wfdb_full, wfdb_strips
 
 
@@ -55,14 +56,20 @@ def test_the_questions_to_the_database_have_answers(text: str, tmp_path: Path) -
     for number, (kind, label) in enumerate([("onset", "A"), ("onset", "B"), ("update", "B"), ("offset", "A")]):
         sink.write(Event(kind, float(number), {}, "patch", label=label))
     sink.write(Event("quality", 4.0, {}, "patch", quality={"ok": False, "faults": {"II": "lead off"}}))
+    # A run that was cut off, and another after it; what another device has open is not void.
+    sink.write(Event("link", 0.0, {}, "bed", detail=BEGINS))
+    sink.write(Event("onset", 1.0, {}, "bed", label="C"))
+    sink.write(Event("onset", 2.0, {}, "bed", label="D"))
+    sink.write(Event("link", 0.0, {}, "bed", detail=BEGINS))
+    sink.write(Event("onset", 3.0, {}, "bed", label="D"))
     sink.close()
     database = sqlite3.connect(tmp_path / "alerts.db")
     questions = re.findall(r"^    -- .*?;$", text, re.MULTILINE | re.DOTALL)
     day, counts, still_open, faults = [database.execute(question).fetchall() for question in questions]
     database.close()
-    assert [row[2:4] for row in day] == [("onset", "A"), ("onset", "B"), ("update", "B"), ("offset", "A")]
-    assert sorted(counts) == [("patch", "A", 1), ("patch", "B", 1)]
-    assert [row[:2] for row in still_open] == [("patch", "B")]
+    assert [row[2:4] for row in day[:4]] == [("onset", "A"), ("onset", "B"), ("update", "B"), ("offset", "A")]
+    assert sorted(counts) == [("bed", "C", 1), ("bed", "D", 2), ("patch", "A", 1), ("patch", "B", 1)]
+    assert sorted(row[:2] for row in still_open) == [("bed", "D"), ("patch", "B")]
     assert faults[0][2] == '{"II":"lead off"}'
 
 
@@ -81,3 +88,8 @@ def test_numbers_are_those_of_the_code(text: str) -> None:
         f"a gap of more than {wfdb_full.LONGEST_GAP_S:g} s",
     ):
         assert words in plain
+
+
+def test_the_words_at_the_beginning_and_the_end_are_those_of_the_code(text: str) -> None:
+    assert f"`{BEGINS}`" in text
+    assert f"`{ENDS}`" in text

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from paho.mqtt.properties import Properties
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.sinks import Delivery, open_sink, open_sinks
-from runtime.sinks.mqtt import MqttSink
+from runtime.sinks.mqtt import REFUSED_WAIT_S, MqttSink
 from runtime.sinks.spool import Spool
 
 # Debian puts it where only root looks.
@@ -232,6 +233,28 @@ def test_what_waits_when_the_process_ends_is_sent_by_the_next(
 
 
 @needs_broker
+def test_what_a_patch_left_is_sent_by_the_one_that_replaces_it(
+    broker: Broker, listen: Callable[[], Listener], url: str
+) -> None:
+    for number, name in enumerate(["patch-12", "patch-13"]):
+        delivery = open_sinks([url], name)
+        delivery.write(event_of(number, name))
+        delivery.close()
+    broker.start()
+    listener = listen()
+    delivery = open_sinks([url], "patch-14")
+    delivery.write(event_of(2, "patch-14"))
+    delivery.close()
+    wait_until(lambda: len(listener.events()) == 3)
+    assert [topic for topic, _, _ in listener.got if topic.endswith("/event")] == [
+        "ward/patch_12/event",
+        "ward/patch_13/event",
+        "ward/patch_14/event",
+    ]
+    assert next(iter(delivery.report().values()))["waiting"] == 0
+
+
+@needs_broker
 def test_the_last_will_says_that_a_killed_process_is_offline(
     broker: Broker, listen: Callable[[], Listener], url: str, root: Path
 ) -> None:
@@ -395,6 +418,112 @@ def test_a_broker_that_is_not_there_keeps_nobody_waiting(tmp_path: Path, caplog:
     assert (report["written"], report["dropped"], report["waiting"]) == (100, 0, 100)
 
 
+def waiting(url: str, name: str, events: int = 0) -> int:
+    """Open a sink, write, close it; how many events wait in its spool then."""
+    sink: Any = open_sink(url, name)
+    for number in range(events):
+        sink.write(event_of(number, name))
+    sink.close()
+    count: int = sink.counts()["waiting"]
+    return count
+
+
+def test_what_waits_for_one_broker_is_nothing_to_another(tmp_path: Path) -> None:
+    host = f"127.0.0.1:{free_port()}"
+    assert waiting(f"mqtt://{host}/ward?spool={tmp_path}", "patch-12", 3) == 3
+    for other in (f"{host}/ward-2", "127.0.0.1:1/ward", f"localhost:{host.partition(':')[2]}/ward"):
+        assert waiting(f"mqtt://{other}?spool={tmp_path}", "patch-12") == 0
+    assert waiting(f"mqtt://{host}/ward?spool={tmp_path}", "patch-13", 1) == 4
+    assert waiting(f"mqtt://{host}/ward?spool={tmp_path}", "patch-12") == 4
+
+
+def test_processes_side_by_side_keep_what_is_theirs(tmp_path: Path) -> None:
+    url = f"mqtt://127.0.0.1:{free_port()}/ward?spool={tmp_path}"
+    one: Any = open_sink(url, "patch-12")
+    one.write(event_of(0))
+    two: Any = open_sink(url, "patch-13")
+    one.write(event_of(1))
+    assert (one.counts()["waiting"], two.counts()["waiting"]) == (2, 0)
+    with pytest.raises(SinkError, match="another process uses it"):
+        open_sink(url, "patch-12")
+    one.close()
+    two.close()
+
+
+def test_a_spool_of_an_earlier_version_is_told_of_until_it_is_renamed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"mqtt://127.0.0.1:{free_port()}/ward?spool={tmp_path}"
+    for name, count in (("mqtt-patch_12-08681ed7", 3), ("mqtt-empty-08681ed7", 0)):
+        old = Spool(tmp_path / f"{name}.sqlite")
+        for number in range(count):
+            old.add("ward/patch_12/event", str(number))
+        old.close()
+    (tmp_path / "mqtt-no-spool.sqlite").write_text("Dear diary")
+    assert waiting(url, "patch-12") == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert len([line for line in told if "mqtt-" in line]) == 2
+    (line,) = [line for line in told if line.startswith("3 events wait in ")]
+    before, _, after = line.removeprefix("3 events wait in ").partition("; to send them to this broker, rename it ")
+    Path(before).rename(tmp_path / after)
+    assert waiting(url, "patch-13") == 3
+
+
+class Answers:
+    """In the place of a broker: what a client tells of it, one thing a turn, and then that the sink is closed."""
+
+    def __init__(self, *answers: tuple[str, object]) -> None:
+        self._answers = [*answers, ("close", None)]
+        self.timeouts_s: list[float | None] = []
+
+    def get(self, timeout: float | None) -> tuple[str, object]:
+        self.timeouts_s.append(timeout)
+        return self._answers.pop(0)
+
+    def empty(self) -> bool:
+        return True
+
+    def put(self, _news: object) -> None:
+        """What the sink says to itself when it is made and closed is among the answers."""
+
+
+class Numbers(Client):
+    """A client that is never connected, and numbers what it is given from 1 on; the first is the status."""
+
+    def __init__(self) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2)
+        self._number = 0
+
+    def connect_async(self, *_: Any, **__: Any) -> None: ...
+
+    def loop_start(self) -> Any: ...
+
+    def publish(self, *_: Any, **__: Any) -> Any:
+        self._number += 1
+        return SimpleNamespace(mid=self._number)
+
+
+@pytest.mark.parametrize("unanswered", [False, True])
+def test_what_was_refused_is_offered_again_later_but_not_before_the_rest_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unanswered: bool
+) -> None:
+    """With a time to wait for while nothing can be sent, the thread would do nothing else from that time on."""
+    yes, no = SimpleNamespace(is_failure=False), SimpleNamespace(is_failure=True)
+    told: list[tuple[str, object]] = [("connected", None), ("acked", (1, yes)), ("acked", (2, no))]
+    if not unanswered:
+        told.append(("acked", (3, yes)))
+    answers = Answers(*told, ("lost", "server shutting down"))
+    monkeypatch.setattr("runtime.sinks.mqtt.queue.SimpleQueue", lambda: answers)
+    spool = Spool(tmp_path / "spool")
+    for number in range(2):
+        spool.add("topic", str(number))
+    sink = MqttSink(Numbers(), ("broker", 1), "ward", "patch", spool)
+    sink.close()
+    assert len(answers.timeouts_s) == len(told) + 2
+    last_s = answers.timeouts_s[-1]
+    assert last_s is None if unanswered else last_s is not None and 0.0 < last_s <= REFUSED_WAIT_S
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -493,6 +622,57 @@ def test_a_spool_belongs_to_one_process(tmp_path: Path) -> None:
         Spool(tmp_path / "spool")
     spool.close()
     Spool(tmp_path / "spool").close()
+
+
+def test_what_another_spool_holds_is_taken_over_whole_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.sinks.spool.TAKEN_AT_ONCE", 3)
+    spool, other = Spool(tmp_path / "spool"), Spool(tmp_path / "other")
+    spool.add("mine", "0")
+    for number in range(1, 9):
+        other.add("theirs", str(number))
+    spool.take_over(tmp_path / "other")  # in use
+    assert (len(spool), len(other)) == (1, 8)
+    other.close()
+    spool.take_over(tmp_path / "other")
+    assert [payload for _, _, payload in spool.after(0, 100)] == list("012345678")
+    assert len(spool) == 9
+    spool.take_over(tmp_path / "other")
+    assert len(spool) == 9
+    spool.close()
+
+
+def test_a_crash_while_a_spool_is_taken_over_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Spool(tmp_path / "other")
+    for number in range(3):
+        other.add("topic", str(number))
+    other.close()
+
+    def fail(_self: Spool, _numbers: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    spool = Spool(tmp_path / "spool")
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "remove", fail)
+        with pytest.raises(OSError, match="No space"):
+            spool.take_over(tmp_path / "other")
+    assert [payload for _, _, payload in spool.after(0, 10)] == list("012")
+    spool.take_over(tmp_path / "other")
+    assert [payload for _, _, payload in spool.after(0, 10)] == list("012012")
+    spool.close()
+
+
+def test_a_spool_that_overflows_when_it_takes_over_counts_what_it_drops(tmp_path: Path) -> None:
+    spool, other = Spool(tmp_path / "spool", limit=5), Spool(tmp_path / "other")
+    for number in range(4):
+        spool.add("topic", str(number))
+        other.add("topic", str(number + 4))
+    other.close()
+    spool.take_over(tmp_path / "other")
+    assert [payload for _, _, payload in spool.after(0, 10)] == list("34567")
+    assert (len(spool), spool.dropped) == (5, 3)
+    spool.close()
 
 
 def test_a_missing_client_names_its_extra(

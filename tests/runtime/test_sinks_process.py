@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -157,6 +158,15 @@ def test_a_disk_that_is_full_is_told_at_the_end(
     assert lost > 0
     last = err.splitlines()[-1]
     assert last == f"m2jl: sink file:/dev/full: 0 events written, {lost} lost ([Errno 28] No space left on device)"
+
+
+def test_stdout_that_is_full_does_not_end_the_run(root: Path, record: Path) -> None:
+    command = [sys.executable, "-m", "m2jl", "run", "--source", f"file://{record}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"m2jl: sink -: 0 events written, [1-9]\d* lost \(.*No space left on device\)", last)
 
 
 def test_help_names_every_kind_of_sink(m2jl_in_process: Callable[..., tuple[int, str, str]]) -> None:

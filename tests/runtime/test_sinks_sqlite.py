@@ -139,10 +139,29 @@ def test_a_file_of_another_version_or_program_is_left_alone(tmp_path: Path) -> N
         database.execute("CREATE TABLE photos (name TEXT)")
     database.close()
     text.write_text("Dear diary, this is not a database, but it is long enough to be taken for one." * 20)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(SinkError, match=f"version {VERSION + 1} of its tables, this is for {VERSION}"):
         open_sink(f"sqlite:{newer}")
     with pytest.raises(SinkError, match="another program's"):
         open_sink(f"sqlite:{foreign}")
     with pytest.raises(SinkError, match="not a database"):
         open_sink(f"sqlite:{text}")
-    assert text.read_text().startswith("Dear diary")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_new_file_that_another_process_prepares_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself does not wait when it is to change the journal's mode."""
+    other = sqlite3.connect(tmp_path / "alerts.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def wait(s: float) -> None:
+        waits.append(s)
+        other.execute("ROLLBACK")
+
+    monkeypatch.setattr("runtime.sinks.database.time.sleep", wait)
+    open_sink(f"sqlite:{tmp_path / 'alerts.db'}").close()
+    other.close()
+    assert len(waits) == 1

@@ -691,6 +691,6 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(slow: Site, tmp_path: Path) -> N
         began_s = time.monotonic()
         out, err = process.communicate(timeout=60)
     assert time.monotonic() - began_s < 30
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (130, ""), err
     assert err.strip().splitlines()[-1] == "m2jl: stopped; the same command goes on from here"
     assert "Traceback" not in err

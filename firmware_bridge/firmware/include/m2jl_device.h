@@ -79,7 +79,11 @@ typedef struct {
     uint8_t data[M2JL_DEVICE_DATA_BYTES];
 } m2jl_device_slot_t;
 
-#define M2JL_DEVICE_PAYLOAD_BYTES (M2JL_SAMPLES_FIXED_BYTES + M2JL_DEVICE_DATA_BYTES)
+/** What a frame of this device holds: its SAMPLES, and in any case the answer to the longest command. */
+#define M2JL_DEVICE_PAYLOAD_BYTES                                                       \
+    (((M2JL_SAMPLES_FIXED_BYTES + M2JL_DEVICE_DATA_BYTES) > M2JL_MAX_ACK_PAYLOAD_BYTES) \
+         ? (M2JL_SAMPLES_FIXED_BYTES + M2JL_DEVICE_DATA_BYTES)                          \
+         : M2JL_MAX_ACK_PAYLOAD_BYTES)
 
 /** The fields are the library's own. */
 typedef struct {
