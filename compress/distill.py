@@ -23,6 +23,7 @@ from train.files import sha256_of
 from train.model import NETS, M2JLNet
 from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
+from train.presets import preset
 from train.refit import refit_best
 from train.task import kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, alone_together, fit, make_fabric
@@ -180,4 +181,4 @@ def distill(
             student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise
         )
         say("refitting the head")
-        return refit_best(result, train, validation, fabric)
+        return refit_best(result, train, validation, fabric, silencing=preset(recipe.preset).silencing)

@@ -60,6 +60,7 @@ from train.model import M2JLNet
 from train.noise import load_noise
 from train.objectives import Objective
 from train.presets import Preset
+from train.presets import preset as named
 from train.table import Table, open_table
 from train.trainer import FitConfig, Hooks, fit, make_fabric, precision_of, predict
 
@@ -472,7 +473,13 @@ class _Run:
         recipe = self._recipe
         sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "distill")}
         gate = {name: limit for name, limit in recipe.gate.model_dump().items() if name.startswith("max_distill_")}
-        return {"teacher": sha256_of(self._teacher), "name": recipe.name, "gate": gate, "head": "refitted", **sections}
+        return {
+            "teacher": sha256_of(self._teacher),
+            "name": recipe.name,
+            "gate": gate,
+            "silencing": list(named(recipe.preset).silencing),
+            **sections,
+        }
 
     def _ship(self, stage: str, path: Path, before: Logits, **more: Any) -> tuple[Row, list[Path]]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""

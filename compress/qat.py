@@ -108,7 +108,8 @@ def _traced(net: M2JLNet) -> fx.Graph:
     for node in graph.nodes:
         users = list(node.users)
         is_input = node.op != "get_attr" and any(is_operator(user) for user in users)
-        node.meta["rounded"] = (computes[node] or is_input) and not (len(users) == 1 and is_folded(users[0]))
+        stays = len(users) == 1 and (is_folded(users[0]) or users[0].target is Output)  # logits are float
+        node.meta["rounded"] = (computes[node] or is_input) and not stays
     return graph
 
 

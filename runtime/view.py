@@ -78,9 +78,10 @@ def event_line(event: dict[str, Any]) -> str:
         what = event["detail"] or _said_of(event["quality"]["faults"], event["quality"].get("warnings", {}))
         return f"  {t_s}  {event['event']:<8} {escape(_plain(what))}"
     colour = COLOURS[event["severity"]]
+    why = event["detail"] or event["severity"]  # an alert that ends otherwise than by its finding's going says why
     return (
         f"  {t_s}  {event['event']:<8} [{colour}]{escape(event['label']):<5}[/] probability {event['probability']:.2f}"
-        f"  ({event['severity']})"
+        f"  ({escape(why)})"
     )
 
 

@@ -62,6 +62,7 @@ class EcgData:
         leads, window_samples, hop_samples: the spec's.
         targets: (records, labels) of 0 and 1.
         statements: (records, all statements of the set) of 0 and 1: free labels for an auxiliary task.
+        statement_names: those of its columns.
         without_files: records that the table names and the disk lacks, over all folds.
         unreadable: names of records that were left out because they could not be read or held NaN.
         padded: how many records were shorter than a window, and so padded to one.
@@ -80,6 +81,7 @@ class EcgData:
     without_files: int = 0
     unreadable: tuple[str, ...] = ()
     padded: int = 0
+    statement_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.record)
@@ -359,4 +361,5 @@ def load_table(
         without_files=table.without_files,
         unreadable=unreadable,
         padded=padded,
+        statement_names=table.statements,
     )

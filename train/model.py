@@ -49,6 +49,8 @@ class NetConfig:
             first block (stochastic depth, Huang et al., ECCV 2016).
         time_inner, spectrum_inner: channels between the two convolutions of each block of a branch, in order, where a
             network was pruned; without them a block is as wide inside as it is outside.
+        silencing: findings, such as a pacemaker's rhythm, in whose presence the head says less of the labels
+            (`train.refit` adds them).
     """
 
     time_channels: tuple[int, int, int, int]
@@ -64,6 +66,7 @@ class NetConfig:
     drop_path: float = 0.0
     time_inner: tuple[int, ...] = ()
     spectrum_inner: tuple[int, ...] = ()
+    silencing: int = 0
 
     def __post_init__(self) -> None:
         if not (self.use_waveform or self.use_spectrogram):
@@ -272,6 +275,9 @@ class M2JLNet(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(features, len(spec.labels))
         self.auxiliary = nn.Linear(features, config.auxiliary) if config.auxiliary else None
+        if config.silencing:
+            self.silencers = nn.Linear(features, config.silencing)
+            self.silence = nn.Linear(config.silencing, len(spec.labels), bias=False)
 
     def features(self, ecg: Tensor, spectrogram: Tensor) -> dict[str, Tensor]:
         """Pooled features per branch: mean and maximum over time (and frequency), (batch, 2 * width)."""
@@ -297,13 +303,41 @@ class M2JLNet(nn.Module):
         projections = tuple(self.projectors[name](x) for name, x in features.items())
         joined = torch.cat(list(features.values()), dim=1)
         read = self.dropout(joined)
-        return Output(self.head(read), joined, projections, None if self.auxiliary is None else self.auxiliary(read))
+        auxiliary = None if self.auxiliary is None else self.auxiliary(read)
+        return Output(self._said_of(read), joined, projections, auxiliary)
 
     def forward(self, ecg: Tensor, spectrogram: Tensor) -> Tensor:
         """`ecg` (batch, leads, samples) and `spectrogram` (batch, leads, bins, frames) -> logits (batch, labels)."""
         features = self.features(ecg, spectrogram)
-        logits: Tensor = self.head(self.dropout(torch.cat(list(features.values()), dim=1)))
-        return logits
+        return self._said_of(self.dropout(torch.cat(list(features.values()), dim=1)))
+
+    def _said_of(self, features: Tensor) -> Tensor:
+        """Logits (batch, labels) of pooled features (batch, width)."""
+        logits: Tensor = self.head(features)
+        return logits + self.silence(torch.sigmoid(self.silencers(features))) if self.config.silencing else logits
+
+    def heard_by_mixture(self, ecg: Tensor, spectrogram: Tensor) -> Tensor:
+        """What `mix` mixes (batch, labels + silencing): logits without silence, and probabilities of what silences."""
+        read = torch.cat(list(self.features(ecg, spectrogram).values()), dim=1)
+        parts = [self.head(read)]
+        if self.config.silencing:
+            parts.append(torch.sigmoid(self.silencers(read)))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def mix(self, mixture: Tensor, offsets: Tensor) -> None:
+        """Make the logits ``heard_by_mixture @ mixture + offsets``.
+
+        Args:
+            mixture: (labels + silencing, labels).
+            offsets: (labels,).
+        """
+        mixture = mixture.T.to(self.head.weight)
+        own, silence = mixture[:, : len(offsets)], mixture[:, len(offsets) :]
+        self.head.bias.copy_(own @ self.head.bias + offsets.to(self.head.bias))
+        self.head.weight.copy_(own @ self.head.weight)
+        if self.config.silencing:
+            self.silence.weight.copy_(silence)
 
     def _stages(self) -> list[tuple[str, nn.ModuleList]]:
         return [(name, stages) for name, stages in self.branches.items() if isinstance(stages, nn.ModuleList)]
@@ -329,7 +363,7 @@ def count_parameters(net: M2JLNet) -> int:
 
 
 def count_macs(net: M2JLNet) -> int:
-    """Multiply-accumulates of one window: convolutions, the head and the gates' interpolation."""
+    """Multiply-accumulates of one window: convolutions, the heads and the gates' interpolation."""
     macs = 0
 
     def add(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -38,6 +38,8 @@ class Preset:
         auxiliary: weight of a second head that learns all statements of the data set, 0 for none; it is there while
             training only.
         fit: schedule.
+        silencing: statements in whose presence annotators leave the labels unsaid; the refitted head heeds them where
+            the network has an auxiliary head (`train.refit`).
         changes: to the network, by field of `NetConfig`: what an ablation switches off.
         untuned: labels that no recording of the validation fold has, so that their thresholds stay at 0.5.
     """
@@ -54,6 +56,7 @@ class Preset:
     fit: FitConfig
     auxiliary: float = 0.0
     positives: Positives = "jaccard"
+    silencing: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     untuned: tuple[str, ...] = ()
 
@@ -101,6 +104,7 @@ _SUPER = Preset(
     contrastive=0.1,
     temperature=0.1,
     auxiliary=1.0,
+    silencing=("PACE",),
     fit=FitConfig(epochs=20, batch=128, peak_rate=3e-3, ema_decay=0.996),
 )
 _RHYTHM = replace(
@@ -108,6 +112,7 @@ _RHYTHM = replace(
     name="ptbxl-rhythm",
     about="PTB-XL, 16 rhythm and conduction statements for a monitor, 12 leads at 100 Hz",
     spec=_spec("ptbxl-rhythm", RHYTHM),
+    silencing=(),
 )
 _CPSC2018 = replace(
     _SUPER,
@@ -118,6 +123,7 @@ _CPSC2018 = replace(
     train_folds=(1, 2, 3, 4, 5, 6, 7),
     validation_fold=8,
     auxiliary=0.0,
+    silencing=(),
     fit=replace(_SUPER.fit, epochs=30),
 )
 _CINC2017 = replace(

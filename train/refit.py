@@ -8,14 +8,19 @@ Labels of an ECG depend on each other (a normal one has no other, hypertrophy co
 head that was trained beside dropout, augmentation and other tasks says less of one label, given what it says of the
 others, than the recordings tell.  So its logits of the training recordings, as they are, are mixed anew by logistic
 regression: stacking, as in Godbole and Sarawagi, "Discriminative Methods for Multi-labeled Classification" (PAKDD
-2004), on a linear last layer.  The mixture is linear and goes into the head's own weights: nothing is added to the
-network.  Thresholds are tuned anew on the validation recordings; where macro-AUC or macro-F1 is lower on these the head
+2004), on a linear last layer.  The mixture is linear and goes into the head's own weights.
+
+Some findings silence the annotators: of a paced rhythm nobody says what else there is, for the pacemaker draws the
+complexes.  Where the data set has such statements (`train.presets.Preset.silencing`) and the network an auxiliary head
+that finds them, their probabilities are mixed in too: the deployed network keeps these rows of that head.
+
+Thresholds are tuned anew on the validation recordings; where macro-AUC or macro-F1 is lower on these the head
 stays as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +37,9 @@ from train import checkpoint
 from train.dataset import EcgData
 from train.errors import CheckpointError
 from train.metrics import at_best_thresholds
+from train.model import M2JLNet, count_macs, count_parameters
 from train.processes import for_all
-from train.trainer import FitResult, predict
+from train.trainer import FitResult, predict, predict_by
 
 KEY = "refit"  # of a checkpoint's header
 
@@ -55,11 +61,13 @@ class Refitted:
 
     Attributes:
         kept: whether the refitted head is in the checkpoint now.
+        silencing: the statements that it heeds.
     """
 
     before: Judged
     after: Judged
     kept: bool
+    silencing: tuple[str, ...] = ()
 
     @property
     def now(self) -> Judged:
@@ -73,36 +81,37 @@ class Refitted:
 
     def told(self) -> dict[str, Any]:
         """For a checkpoint's header."""
-        return {"before": self.before._asdict(), "after": self.after._asdict(), "kept": self.kept}
+        figures = {"before": self.before._asdict(), "after": self.after._asdict()}
+        return {**figures, "kept": self.kept, "silencing": list(self.silencing)}
 
     @classmethod
     def read(cls, told: dict[str, Any], path: Path) -> Refitted:
         """What the header of the checkpoint at `path` tells; CheckpointError if that is no such thing."""
         try:
             before, after = (Judged(**told[name]) for name in ("before", "after"))
-            return cls(before, after, bool(told["kept"]))
+            return cls(before, after, bool(told["kept"]), tuple(told.get("silencing", ())))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} has a damaged header: {KEY}: {error}") from error
 
 
-def remix(logits: FloatArray, targets: FloatArray) -> tuple[Float64Array, Float64Array]:
-    """The mixture (labels, labels) and the offsets (labels,) with which ``logits @ mixture + offsets`` fits best.
+def remix(said: FloatArray, targets: FloatArray) -> tuple[Float64Array, Float64Array]:
+    """The mixture (inputs, labels) and the offsets (labels,) with which ``said @ mixture + offsets`` fits best.
 
     Maximum a posteriori, of a normal distribution of width 1 around leaving all as it is: of thousands of recordings
     that weighs nothing, and a handful does not run away.
 
     Args:
-        logits: (records, labels).
+        said: (records, inputs), first the labels' logits, then whatever else is to be heeded.
         targets: (records, labels) of 0 and 1.
     """
-    start = np.eye(logits.shape[1] + 1, logits.shape[1])
-    inputs = np.column_stack([logits.astype(np.float64), np.ones(len(logits))])
+    start = np.eye(said.shape[1] + 1, targets.shape[1])
+    inputs = np.column_stack([said.astype(np.float64), np.ones(len(said))])
 
     def loss(flat: Float64Array) -> tuple[float, Float64Array]:
         weights = flat.reshape(start.shape)
-        said, moved = inputs @ weights, weights - start
-        value = np.logaddexp(0.0, said).sum() - (targets * said).sum() + 0.5 * np.square(moved).sum()
-        return float(value), (inputs.T @ (sigmoid(said) - targets) + moved).ravel()
+        mixed, moved = inputs @ weights, weights - start
+        value = np.logaddexp(0.0, mixed).sum() - (targets * mixed).sum() + 0.5 * np.square(moved).sum()
+        return float(value), (inputs.T @ (sigmoid(mixed) - targets) + moved).ravel()
 
     weights = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B").x.reshape(start.shape)
     return weights[:-1], weights[-1]
@@ -113,40 +122,54 @@ def refit(
     train: EcgData,
     validation: EcgData,
     *,
+    silencing: Sequence[str] = (),
     device: torch.device | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Refitted:
-    """Refit a checkpoint's head, unless that has been done already.
+    """Refit a checkpoint's head, unless that has been done already with the same findings to be silenced by.
 
     Args:
         train: the recordings that the network was trained on, or others whose labels it is to follow.
         validation: to tune thresholds on, and to judge by.
+        silencing: statements of the data set by which to be silenced; none for a network without an auxiliary head.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or written.
     """
     net, info = checkpoint.load_network(path)
+    heeded = tuple(silencing) if net.auxiliary is not None else ()
     if KEY in info:
-        return Refitted.read(info[KEY], path)
+        came = Refitted.read(info[KEY], path)
+        if came.silencing == heeded or net.config.silencing:
+            return came
     net.to(device or "cpu")
     truth = validation.targets.astype(bool)
-    mixture, offsets = remix(predict(net, train, progress=progress), train.targets)
-    logits = predict(net, validation)
-    before, _ = at_best_thresholds(truth, sigmoid(logits))
-    after, thresholds = at_best_thresholds(truth, sigmoid(logits @ mixture + offsets))
+    before, _ = at_best_thresholds(truth, sigmoid(predict(net, validation)))
+    other = _with_silencers(net, [train.statement_names.index(name) for name in heeded])
+    mixture, offsets = remix(predict_by(other, train, other.heard_by_mixture, progress=progress), train.targets)
+    heard = predict_by(other, validation, other.heard_by_mixture)
+    after, thresholds = at_best_thresholds(truth, sigmoid(heard @ mixture + offsets))
     kept = after.macro_auc >= before.macro_auc and after.macro_f1 >= before.macro_f1
     if kept:
-        head, matrix = net.head, torch.from_numpy(mixture.T).to(net.head.weight)
-        with torch.no_grad():
-            offset = matrix @ head.bias + torch.from_numpy(offsets).to(head.bias)
-            head.weight.copy_(matrix @ head.weight)
-            head.bias.copy_(offset)
-        spec = net.spec.model_copy(update={"thresholds": thresholds})
-        info = {**info, **checkpoint.network_info(net, spec)}
-    one, other = (Judged(figures.macro_auc, figures.macro_f1) for figures in (before, after))
-    came = Refitted(one, other, kept)
+        other.mix(torch.from_numpy(mixture), torch.from_numpy(offsets))
+        size = {"parameters": count_parameters(other), "macs": count_macs(other)}
+        spec = net.spec.model_copy(update={"thresholds": thresholds, **size})
+        net, info = other, {**info, **checkpoint.network_info(other, spec)}
+    one, two = (Judged(figures.macro_auc, figures.macro_f1) for figures in (before, after))
+    came = Refitted(one, two, kept, heeded)
     checkpoint.save(path, net.state_dict(), {**info, KEY: came.told()})
     return came
+
+
+def _with_silencers(net: M2JLNet, rows: Sequence[int]) -> M2JLNet:
+    """The same network, with these rows of its auxiliary head to be silenced by, which says the same as yet."""
+    if not rows or net.auxiliary is None:
+        return net
+    other = M2JLNet(replace(net.config, silencing=len(rows)), net.spec)
+    picked = {"silencers.weight": net.auxiliary.weight[rows], "silencers.bias": net.auxiliary.bias[rows]}
+    nothing = {"silence.weight": torch.zeros_like(other.silence.weight)}
+    other.load_state_dict({**net.state_dict(), **picked, **nothing})
+    return other.to(net.head.weight.device).eval()
 
 
 def refit_best(
@@ -155,19 +178,20 @@ def refit_best(
     validation: EcgData,
     fabric: Fabric,
     *,
+    silencing: Sequence[str] = (),
     say: Callable[[str], None] = lambda _line: None,
     progress: Progress = lambda _done, _total: None,
 ) -> FitResult:
     """Refit what a run ended with, once for all processes; the result with the figures of the checkpoint as it is now.
 
     Args:
-        train, validation: see `refit`.
+        train, validation, silencing: see `refit`.
         say, progress: what came of it, and how far it is.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or written.
     """
-    ask = partial(refit, result.best, train, validation, device=fabric.device, progress=progress)
+    ask = partial(refit, result.best, train, validation, silencing=silencing, device=fabric.device, progress=progress)
     came = for_all(fabric, ask)
     say(str(came))
     return replace(result, best_macro_auc=came.now.macro_auc, best_macro_f1=came.now.macro_f1)

@@ -186,9 +186,11 @@ def train(
     net = task.network(preset.fit.seed)
     if start is not None:
         first, _ = _trained(start, task)
-        if first.config != net.config:
+        if replace(first.config, silencing=0) != net.config:
             raise CheckpointError(f"{start} does not hold the network that the preset asks for ({preset.net})")
-        net.load_state_dict(first.state_dict())
+        # By what it is silenced is found anew at the end, as the head is mixed anew.
+        own = net.state_dict().keys()
+        net.load_state_dict({name: tensor for name, tensor in first.state_dict().items() if name in own})
         info["start_sha256"] = sha256_of(start)
     objective: Objective = tasks
     if teachers:
@@ -216,7 +218,9 @@ def train(
             fabric=fabric,
             noise=task.noise,
         )
-        return refit_best(result, data, task.validation, fabric, say=say, progress=progress) if refitted else result
+        if not refitted:
+            return result
+        return refit_best(result, data, task.validation, fabric, silencing=preset.silencing, say=say, progress=progress)
 
 
 def _trained(path: Path, task: Task) -> tuple[M2JLNet, set[int]]:

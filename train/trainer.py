@@ -181,7 +181,7 @@ def predict(
     net: M2JLNet, data: EcgData, batch: int = 256, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> NDArray[np.float32]:
     """Logits (records, labels) in eval mode, on the network's device: the mean over each record's windows."""
-    return _predict(net, data, net, batch, progress)
+    return predict_by(net, data, net, batch, progress)
 
 
 def predict_all(net: M2JLNet, data: EcgData, batch: int = 256) -> tuple[NDArray[np.float32], ...]:
@@ -194,18 +194,19 @@ def predict_all(net: M2JLNet, data: EcgData, batch: int = 256) -> tuple[NDArray[
         widths[:] = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 
-    means = _predict(net, data, joined, batch)
+    means = predict_by(net, data, joined, batch)
     return tuple(np.split(means, np.cumsum(widths)[:-1], axis=1))
 
 
 @torch.no_grad()
-def _predict(
+def predict_by(
     net: M2JLNet,
     data: EcgData,
     call: Callable[[Tensor, Tensor], Tensor],
-    batch: int,
+    batch: int = 256,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NDArray[np.float32]:
+    """Means (records, ...) over each recording's windows of what `call` makes of the network's two inputs."""
     training, device = net.training, net.head.weight.device
     front_end = FrontEnd(net.spec).to(device)
     net.eval()

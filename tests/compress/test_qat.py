@@ -100,9 +100,24 @@ def test_a_rounded_convolution_is_onnxruntime_s_within_a_step(seed: int) -> None
     assert np.abs(exact.numpy() - wanted).max() > y_scale[0], "there was nothing to imitate"
 
 
+def silenced(teacher: Path, path: Path) -> Path:
+    """The teacher with a finding, present in half of the recordings, by which it is silenced."""
+    net, info = load_network(teacher)
+    torch.manual_seed(0)
+    other = M2JLNet(replace(net.config, silencing=1), net.spec)
+    other.load_state_dict({**other.state_dict(), **net.state_dict()})
+    torch.nn.init.constant_(other.silence.weight, -3.0)
+    checkpoint.save(path, other.state_dict(), {**info, **checkpoint.network_info(other, net.spec)})
+    return path
+
+
+@pytest.mark.parametrize("is_silenced", [False, True])
 def test_places_and_ranges_are_those_of_the_quantized_file(
-    teacher: Path, fp32: Path, everything: EcgData, tmp_path: Path
+    teacher: Path, fp32: Path, everything: EcgData, tmp_path: Path, is_silenced: bool
 ) -> None:
+    if is_silenced:
+        teacher, fp32 = silenced(teacher, tmp_path / "silenced.safetensors"), tmp_path / "silenced.onnx"
+        export(teacher, fp32)
     path = tmp_path / "int8.onnx"
     quantize(fp32, path, everything, method="minmax", records=20, seed=3)
     graph = onnx.load(str(path)).graph

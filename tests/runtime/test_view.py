@@ -106,6 +106,12 @@ def test_a_warning_is_told_and_is_no_all_clear() -> None:
     assert event_line(fields).endswith("II: mains, which the model does not get")
 
 
+def test_an_alert_that_ends_with_the_run_says_so() -> None:
+    fields = asdict(Event("offset", 6.0, IDENTITY, label="MI", severity="medium", probability=0.7))
+    assert event_line(fields).endswith("probability 0.70  (medium)")
+    assert event_line({**fields, "detail": "monitoring ends"}).endswith("probability 0.70  (monitoring ends)")
+
+
 @pytest.mark.parametrize("others", [(), ("patch",)])
 def test_a_device_may_be_called_anything(fake_model: Callable[..., Model], others: Sequence[str]) -> None:
     """What looks like markup is a name; what a terminal would obey does not reach it."""

@@ -17,9 +17,9 @@ from train import checkpoint
 from train.dataset import EcgData
 from train.errors import CheckpointError
 from train.metrics import Figures, at_best_thresholds, best_thresholds, macro_auc, macro_f1
-from train.model import M2JLNet, NetConfig
+from train.model import M2JLNet, NetConfig, count_macs, count_parameters
 from train.refit import KEY, refit, refit_best, remix
-from train.trainer import FitResult, make_fabric, predict
+from train.trainer import FitResult, make_fabric, predict, predict_by
 
 
 def dependent(records: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -102,6 +102,61 @@ def test_what_comes_of_it_is_in_the_checkpoint(trained: Path, train_data: EcgDat
     assert told["macro_f1"] == pytest.approx(macro_f1(truth, probability, np.array(net.spec.thresholds)))
     assert f"macro-AUC {info[KEY]['before']['macro_auc']:.4f} -> {told['macro_auc']:.4f}, " in str(refitted)
     assert (info["preset"], info["best_epoch"]) == ("test", 3)
+
+
+@pytest.fixture
+def with_auxiliary(small: NetConfig, spec: ModelSpec, train_data: EcgData, tmp_path: Path) -> Path:
+    """A network that finds statements by its auxiliary head."""
+    torch.manual_seed(4)
+    net = M2JLNet(replace(small, auxiliary=train_data.statements.shape[1]), spec)
+    with torch.no_grad():
+        net.auxiliary.weight *= 40  # so that it says much
+    path = tmp_path / "auxiliary.safetensors"
+    checkpoint.save(path, net.state_dict(), checkpoint.network_info(net, spec))
+    return path
+
+
+def test_findings_that_silence_annotators_are_heeded(with_auxiliary: Path, train_data: EcgData) -> None:
+    old, _ = checkpoint.load_network(with_auxiliary)
+    names = train_data.statement_names
+    paced, flutter = names.index("PACE"), names.index("AFLT")
+
+    def found(ecg: torch.Tensor, spectrogram: torch.Tensor) -> torch.Tensor:
+        said = old.forward_all(ecg, spectrogram).auxiliary
+        assert said is not None
+        return torch.sigmoid(said[:, [paced, flutter]])
+
+    heard = np.column_stack([predict(old, train_data), predict_by(old, train_data, found)])
+    mixture, offsets = remix(heard, train_data.targets)
+    assert np.abs(mixture[5:]).max() > 0.01
+    refitted = refit(with_auxiliary, train_data, train_data, silencing=("PACE", "AFLT"))
+    assert (refitted.kept, refitted.silencing) == (True, ("PACE", "AFLT"))
+    net, info = checkpoint.load_network(with_auxiliary)
+    np.testing.assert_allclose(predict(net, train_data), heard @ mixture + offsets, rtol=1e-4, atol=1e-4)
+    assert info["net"]["silencing"] == 2
+    width = net.head.in_features
+    assert net.spec.parameters == count_parameters(net) == count_parameters(old) + 2 * (width + 1) + 2 * 5
+    assert net.spec.macs == count_macs(net) == count_macs(old) + 2 * width + 2 * 5
+    # What is exported says the same as what was judged.
+    ecg, spectrogram = torch.randn(3, 12, 1000), torch.randn(3, 12, net.spec.bins, net.spec.frames)
+    assert torch.equal(net(ecg, spectrogram), net.forward_all(ecg, spectrogram).logits)
+    whole = with_auxiliary.read_bytes()
+    assert refit(with_auxiliary, train_data, train_data, silencing=("PACE", "AFLT")) == refitted
+    assert with_auxiliary.read_bytes() == whole
+
+
+def test_a_head_that_was_refitted_before_hears_of_silence_later(with_auxiliary: Path, train_data: EcgData) -> None:
+    first = refit(with_auxiliary, train_data, train_data)
+    assert first.silencing == ()
+    later = refit(with_auxiliary, train_data, train_data, silencing=("PACE",))
+    assert (later.before, later.silencing) == (first.now, ("PACE",))
+
+
+def test_without_an_auxiliary_head_nothing_silences(trained: Path, train_data: EcgData) -> None:
+    refitted = refit(trained, train_data, train_data, silencing=("PACE",))
+    assert refitted.silencing == ()
+    net, _ = checkpoint.load_network(trained)
+    assert not net.config.silencing
 
 
 def test_a_head_that_is_no_better_on_the_validation_recordings_stays(
