@@ -63,6 +63,10 @@ _STOPS = {
 _LOG_LEVELS = {LogLevel.DEBUG: logging.DEBUG, LogLevel.WARNING: logging.WARNING}
 
 
+class _RefusedError(ProtocolError):
+    """The device heard a command and does not obey it."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkChange:
     """The link went, or came back."""
@@ -231,9 +235,9 @@ class Device:
 
         With `start` the device is started first. A link is lost when the port goes, when no frame came for three
         seconds (a working device says something every second, so silence is a fault and never an end), or when the
-        device says that it stopped for any other reason than the end of a recording or a STOP from here. Then the
-        address is opened again, for up to `reconnect_s` (infinity: for ever), the device greeted, and started if it was
-        or was to be. `on_link` is told of both.
+        device says that it stopped for any other reason than the end of a recording or a STOP from here, or restarted
+        and refuses to start. Then the address is opened again, for up to `reconnect_s` (infinity: for ever), the device
+        greeted, and started if it was or was to be. `on_link` is told of both.
 
         Raises `LinkLost` when the link did not come back in time, `ProtocolError` when what came back has other leads
         or another rate, and what `start` raises.
@@ -336,9 +340,9 @@ class Device:
         try:
             if self._reason is not StopReason.END_OF_RECORDING:
                 self.start()
-        except ProtocolError:
-            if self._reason is not StopReason.END_OF_RECORDING:
-                raise
+        except _RefusedError as error:
+            if self._reason is not StopReason.END_OF_RECORDING:  # what keeps it from streaming may pass
+                raise LinkLost(str(error)) from error
         # One that obeys and stops again at once, as with a broken converter, is not back.
         until_s = time.monotonic() + self._timeout_s
         while not (self._streaming or self._stopped or self._ended) and time.monotonic() < until_s:
@@ -388,7 +392,7 @@ class Device:
                 refusal = f"{self.info.device_id} at {self.url} refuses {kind.name}: {self._ack.result.name}"
                 if kind is CommandKind.START and self._reason is StopReason.FAULT:  # which may pass
                     raise LinkLost(f"{refusal}, since it has a fault")
-                raise ProtocolError(refusal)
+                raise _RefusedError(refusal)
             if self._ack is not None:
                 return self._ack.echo
             if kind is CommandKind.START and (self._streaming or self._interrupted):
@@ -444,6 +448,8 @@ class Device:
                 self._ack = ack
                 if ack.kind == CommandKind.START and ack.result is Result.OK:
                     self._go_on()
+                elif ack.kind == CommandKind.START and self._started:  # it restarted, and cannot go on
+                    self._stopped = True
             case Info() as info:
                 self._recognise(info)
                 self._learn(info)
@@ -458,7 +464,7 @@ class Device:
         self._reason = status.reason
         if status.streaming:
             self._go_on()
-        elif self._started and status.reason is StopReason.POWER_ON:
+        elif self._started and not self._stopped and status.reason is StopReason.POWER_ON:
             _log.warning("%s restarted; starting it again", self.url)
             self._send(CommandKind.START)
         else:

@@ -13,11 +13,13 @@ A file belongs to one process at a time.  It holds `limit` messages; what is old
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from runtime.errors import SinkError
 from runtime.sinks.database import DatabaseInUse, failures_of, open_database
 
 APPLICATION_ID = 0x4D325350  # "M2SP"
@@ -38,14 +40,18 @@ class Spool:
 
     Raises:
         DatabaseInUse: it is another process's.
-        SinkError: the file cannot be written, or is not a spool.
+        SinkError: the file cannot be read or written, or is not a spool.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT, *, wait_s: float = WAIT_S) -> None:
         self._path, self._limit = path, limit
         self._lock = threading.Lock()
         self._database = open_database(path, APPLICATION_ID, VERSION, SCHEMA, exclusive=True, wait_s=wait_s)
-        self._count: int = self._database.execute("SELECT count(*) FROM message").fetchone()[0]
+        try:
+            self._count: int = self._database.execute("SELECT count(*) FROM message").fetchone()[0]
+        except sqlite3.Error as error:  # a card that loses pages leaves a file that opens and cannot be read
+            self._database.close()
+            raise SinkError(f"cannot read {path}: {error}") from error
         self.dropped = 0
 
     def __len__(self) -> int:

@@ -615,6 +615,45 @@ def test_a_device_that_refuses_to_start_for_a_fault_is_lost(virtual: VirtualDevi
             list(device.blocks(start=True))
 
 
+class Rebooted(WiredDevice):
+    """Restarts by itself after 20 reads, says so again and again, and cannot start for a while."""
+
+    refusals = 6
+
+    def write(self, data: bytes) -> None:
+        before = self._outbox, self.device._reason
+        super().write(data)
+        if self.commands[-1] == CommandKind.START and self.reads >= 20 and self.refusals:
+            self.refusals -= 1
+            [*_, ack] = [frame for frame in Decoder().feed(self._outbox) if isinstance(frame.message, Ack)]
+            self._outbox, self.device._reason = before
+            answer = Ack(ack.message.command_id, CommandKind.START, Result.REFUSED, b"")
+            self.say(Frame(ack.sequence, ack.tick, answer))
+
+    def read(self) -> bytes:
+        if self.reads == 20:
+            self.say(*self.device.restart())
+        elif self.reads > 20 and not self.device.streaming and self.reads % 2:
+            self.say(*self.device.announce())
+        return super().read()
+
+
+def test_a_device_that_restarts_and_refuses_to_start_is_lost(virtual: VirtualDevice) -> None:
+    with Device(Rebooted(virtual)) as device, pytest.raises(LinkLost, match="restarted and does not stream"):
+        list(device.blocks(start=True))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_device_that_restarts_and_refuses_to_start_is_waited_for(virtual: VirtualDevice) -> None:
+    wire, told = Rebooted(virtual), []
+    with Device(wire) as device:
+        blocks = list(device.blocks(start=True, reconnect_s=60, on_link=told.append))
+    assert not wire.refusals
+    assert [change.state for change in told] == ["lost", "back"]
+    assert sum(block.ecg_mv.shape[1] for block in blocks) == 1000
+    assert [block.restarted for block in blocks].count(True) == 1
+
+
 @pytest.mark.parametrize("reason", [StopReason.FAULT, StopReason.COMMAND])
 def test_of_a_device_that_streams_unasked_a_command_ends_the_blocks_and_a_fault_does_not(
     virtual: VirtualDevice, reason: StopReason

@@ -469,6 +469,22 @@ def test_a_spool_of_an_earlier_version_is_told_of_until_it_is_renamed(
     assert waiting(url, "patch-13") == 3
 
 
+def test_a_damaged_spool_that_another_has_left_keeps_nobody_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A card that lost a page: the file opens, and its table cannot be read."""
+    url = f"mqtt://127.0.0.1:{free_port()}/ward?spool={tmp_path}"
+    assert waiting(url, "patch-12", 3) == 3
+    (left,) = tmp_path.glob("*.sqlite")
+    content = left.read_bytes()
+    left.write_bytes(content[:4096] + b"\xff" * 4096 + content[8192:])
+    assert waiting(url, "patch-13", 1) == 1
+    told = [record.getMessage() for record in caplog.records if "stays there" in record.getMessage()]
+    assert told == [f"what waits in {left} stays there: cannot read {left}: database disk image is malformed"]
+    with pytest.raises(SinkError, match=r"cannot read .*: database disk image is malformed"):
+        open_sink(url, "patch-12")
+
+
 class Answers:
     """In the place of a broker: what a client tells of it, one thing a turn, and then that the sink is closed."""
 
