@@ -189,7 +189,7 @@ def train(
 
     Example: m2jl train ptbxl-super --data ptb-xl --out runs/teacher
 
-    Several processes or GPUs: torchrun --nproc-per-node 2 --no-python m2jl train ptbxl-super --data ptb-xl
+    Several processes or GPUs: torchrun --nproc-per-node 2 --no-python -- m2jl train ptbxl-super --data ptb-xl
     """
     if list_presets:
         _list()

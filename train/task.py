@@ -47,7 +47,17 @@ from train.presets import Preset
 from train.processes import first_one_first
 from train.refit import refit_best
 from train.table import Table, open_table
-from train.trainer import FitResult, Hooks, alone_together, fit, make_fabric, predict, predict_all, tells_epochs_apart
+from train.trainer import (
+    FitResult,
+    Hooks,
+    alone_together,
+    fit,
+    has_ended,
+    make_fabric,
+    predict,
+    predict_all,
+    tells_epochs_apart,
+)
 
 OPINION_SHARE = 0.8  # of the loss; chosen on PTB-XL's fold 9 among 0.5, 0.8 and 1
 TEACHER_SHARE, TEACHER_TEMPERATURE = 0.9, 2.0  # as in the shipped recipe of `m2jl compress`, chosen on the same fold
@@ -280,9 +290,12 @@ def held_opinions(task: Task, folder: Path, *, fabric: Fabric | None = None) -> 
         raise CheckpointError(f"{folder} holds no networks for second opinions: --cross-fit 2 trains some")
     for last in networks:
         _, info = checkpoint.load(last)
-        done, wanted = len(info["history"]), info["fit"]["epochs"]
-        if done < wanted and not info["fit"]["patience"]:
-            raise CheckpointError(f"{last.parent} is not finished: {done} of {wanted} epochs are done")
+        try:
+            history, epochs, patience = info["history"], info["fit"]["epochs"], info["fit"]["patience"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{last} is no checkpoint of a run: its header lacks {error}") from error
+        if not has_ended(history, epochs, patience):
+            raise CheckpointError(f"{last.parent} is not finished: {len(history)} of {epochs} epochs are done")
         opinions.add(last.with_name("best.safetensors"))
     return opinions.mean()
 

@@ -455,6 +455,13 @@ def _keep(
     return row
 
 
+def has_ended(history: list[dict[str, float]], epochs: int, patience: int) -> bool:
+    """Whether a run of such a schedule (`FitConfig`) has done all its epochs, or waited in vain for a better one."""
+    scores = [row["macro_auc"] for row in history]
+    waited = len(scores) - 1 - int(np.argmax(scores or [0.0]))
+    return len(scores) >= epochs or (patience > 0 and waited >= patience)
+
+
 @contextlib.contextmanager
 def alone_together(fabric: Fabric, folder: Path) -> Iterator[None]:
     """`train.files.alone_in` for all processes of a run: the first one holds the folder, and its errors are all's."""
@@ -537,13 +544,8 @@ def _fit(
     if fabric.global_rank:
         hooks = Hooks()
 
-    def stale() -> bool:
-        scores = [row["macro_auc"] for row in run.history]
-        return bool(config.patience) and len(scores) - 1 - int(np.argmax(scores or [0.0])) >= config.patience
-
-    for epoch in range(len(run.history), config.epochs):
-        if stale():
-            break
+    while not has_ended(run.history, config.epochs, config.patience):
+        epoch = len(run.history)
         began_s = time.monotonic()
         losses = epochs.train(epoch, hooks)
         run.history.append(for_all(fabric, partial(_keep, run, validation, out, header, epoch, losses, began_s)))

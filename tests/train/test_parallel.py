@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
 import train.trainer
 from train import checkpoint
@@ -173,3 +176,13 @@ def test_all_processes_end_with_the_command_s_code_and_one_says_why(
     ):
         assert what in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["train/cli.py", "docs/training.md"])
+def test_torchrun_leaves_our_options_to_us(place: str) -> None:
+    commands = re.findall(r"torchrun (.+ ptb-xl.*)", (ROOT / place).read_text(encoding="utf-8"))
+    assert len(commands) == 1
+    # An option that is the beginning of one of torchrun's own.
+    told = parse_args([*shlex.split(commands[0]), "--start", "best.safetensors"])
+    assert (told.no_python, told.training_script) == (True, "m2jl")
+    assert told.training_script_args[-2:] == ["--start", "best.safetensors"]

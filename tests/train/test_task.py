@@ -228,14 +228,19 @@ def test_opinions_of_networks_that_are_there(task: Task, tmp_path: Path, monkeyp
         held_opinions(task, tmp_path / "held")
 
 
-def test_networks_that_may_not_be_asked_for_second_opinions(task: Task, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patience", [0, 4])
+def test_networks_that_may_not_be_asked_for_second_opinions(task: Task, tmp_path: Path, patience: int) -> None:
     with pytest.raises(CheckpointError, match="holds no networks for second opinions"):
         held_opinions(task, tmp_path)
+    (tmp_path / "stray" / "1").mkdir(parents=True)
+    checkpoint.save(tmp_path / "stray" / "1" / "last.safetensors", {"x": torch.zeros(1)}, {"preset": "none"})
+    with pytest.raises(CheckpointError, match=r"stray/1/last\.safetensors is no checkpoint of a run: .* 'history'"):
+        held_opinions(task, tmp_path / "stray")
 
     def stop(_row: dict[str, float]) -> None:
         raise KeyboardInterrupt
 
-    longer = replace(task, preset=replace(task.preset, fit=chosen(epochs=2).fit))
+    longer = replace(task, preset=replace(task.preset, fit=chosen(epochs=2, patience=patience).fit))
     with pytest.raises(KeyboardInterrupt):
         cross_fit(longer, tmp_path / "begun", repeats=1, hooks=Hooks(on_epoch=stop))
     with pytest.raises(CheckpointError, match=r"begun/1-2 is not finished: 1 of 2 epochs"):
