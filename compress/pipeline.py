@@ -412,8 +412,10 @@ class _Run:
         """A student that has learned already goes on in smaller steps, with the augmentation it knows."""
         return replace(fit_config(self._recipe, self._noise), epochs=epochs, peak_rate=peak_rate)
 
-    def _objective(self, folder: Path, device: torch.device | None = None) -> Objective:
-        return objective(self._teacher, self._recipe, self._data.train, self._data.heard, folder, device)
+    def _objective(self, device: torch.device | None = None) -> Objective:
+        """What the student has learned; the teacher's word of it is in its folder."""
+        data = self._data
+        return objective(self._teacher, self._recipe, data.train, data.heard, self._out / "student", device)
 
     def _prune(self, taught: Path) -> Path:
         folder, data, how = self._out / "pruned", self._data, self._recipe.prune
@@ -429,7 +431,7 @@ class _Run:
                 small,
                 data.train,
                 data.validation,
-                self._objective(self._out / "student", self._fabric.device),
+                self._objective(self._fabric.device),
                 self._tuning(how.epochs, how.peak_rate),
                 folder,
                 info=origin,
@@ -451,7 +453,7 @@ class _Run:
                 taught,
                 data.train,
                 data.validation,
-                self._objective(self._out / "student"),
+                self._objective(),
                 folder,
                 config=self._tuning(how.epochs, how.peak_rate),
                 percentile=percentile,

@@ -325,6 +325,12 @@ class M2JLNet(nn.Module):
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
+    def mixture(self) -> Tensor:
+        """How it is mixed as yet (labels + silencing, labels): the logits are ``heard_by_mixture @ mixture``."""
+        own = torch.eye(self.head.out_features, device=self.head.weight.device)
+        return torch.cat([own, self.silence.weight.T]) if self.config.silencing else own
+
+    @torch.no_grad()
     def mix(self, mixture: Tensor, offsets: Tensor) -> None:
         """Make the logits ``heard_by_mixture @ mixture + offsets``.
 

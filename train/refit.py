@@ -39,7 +39,7 @@ from train.errors import CheckpointError
 from train.metrics import at_best_thresholds
 from train.model import M2JLNet, count_macs, count_parameters
 from train.processes import for_all
-from train.trainer import FitResult, predict, predict_by
+from train.trainer import FitResult, predict_by
 
 KEY = "refit"  # of a checkpoint's header
 
@@ -144,10 +144,10 @@ def refit(
             return came
     net.to(device or "cpu")
     truth = validation.targets.astype(bool)
-    before, _ = at_best_thresholds(truth, sigmoid(predict(net, validation)))
     other = _with_silencers(net, [train.statement_names.index(name) for name in heeded])
     mixture, offsets = remix(predict_by(other, train, other.heard_by_mixture, progress=progress), train.targets)
     heard = predict_by(other, validation, other.heard_by_mixture)
+    before, _ = at_best_thresholds(truth, sigmoid(heard @ other.mixture().cpu().numpy()))
     after, thresholds = at_best_thresholds(truth, sigmoid(heard @ mixture + offsets))
     kept = after.macro_auc >= before.macro_auc and after.macro_f1 >= before.macro_f1
     if kept:

@@ -137,6 +137,8 @@ def test_findings_that_silence_annotators_are_heeded(with_auxiliary: Path, train
     width = net.head.in_features
     assert net.spec.parameters == count_parameters(net) == count_parameters(old) + 2 * (width + 1) + 2 * 5
     assert net.spec.macs == count_macs(net) == count_macs(old) + 2 * width + 2 * 5
+    said = predict_by(net, train_data, net.heard_by_mixture) @ net.mixture().numpy()
+    np.testing.assert_allclose(said, predict(net, train_data), rtol=1e-4, atol=1e-4)
     # What is exported says the same as what was judged.
     ecg, spectrogram = torch.randn(3, 12, 1000), torch.randn(3, 12, net.spec.bins, net.spec.frames)
     assert torch.equal(net(ecg, spectrogram), net.forward_all(ecg, spectrogram).logits)
