@@ -128,7 +128,7 @@ class AssemblerStats:
     next."""
     frames_missing: int = 0
     """Frames of any type that the device has numbered and that did not arrive in order, intact and of a known type. A
-    silence of more than 32,767 frames is not counted in full."""
+    silence of more than 65,470 frames (32,766 where no SAMPLES frame comes behind it) is not counted in full."""
     duplicates: int = 0
     """SAMPLES frames that arrived more than once."""
     late: int = 0
@@ -193,11 +193,11 @@ class BlockAssembler:
         self.stats.restarts += 1
         self._restarted = True
 
-    def _number(self, frame: Frame) -> None:
+    def _number(self, frame: Frame, latest_step: int = SEQUENCE_MODULO // 2 - 1) -> None:
         """Count what is missing before a frame of this boot. LOG, ERROR and ACK do not say of which boot they are, so
         they only make up for their own numbers."""
         step = (frame.sequence - self._sequence) % SEQUENCE_MODULO
-        if 0 < step < SEQUENCE_MODULO // 2:  # else it is a repetition, or late
+        if 0 < step <= latest_step:  # else it is a repetition, or late
             self.stats.frames_missing += max(0, step - 1 - self._without_boot_id)
             self._sequence = frame.sequence
             self._without_boot_id = 0
@@ -230,7 +230,8 @@ class BlockAssembler:
                 return None
             self._restart()
             self._begin(frame)
-        self._number(frame)
+        # By its tick it is new; only a frame that is no block may just have overtaken it.
+        self._number(frame, SEQUENCE_MODULO - _REMEMBERED - 1)
         if tick > self._expected_tick:
             self._expect(tick)
         self._recent.append(frame)

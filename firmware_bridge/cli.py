@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -153,7 +153,11 @@ def wire(
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after so long on the clock.")
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep all bytes that come, damaged or not.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep all bytes that come, damaged or not. An older FILE is replaced once a device has answered.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a second.")] = False,
 ) -> None:
@@ -164,6 +168,7 @@ def wire(
 
     Example: m2jl wire serial:///dev/ttyUSB0 --record session.bin
     """
+    import io
     import json
     import logging
     import math
@@ -189,13 +194,22 @@ def wire(
             typer.echo(f"{name:<20} {count}")
         return
     with ExitStack() as stack:
-        tap = None
-        if record is not None:
+
+        def kept(path: Path, mode: str) -> IO[bytes]:
             try:
-                tap = stack.enter_context(record.open("wb")).write
+                return stack.enter_context(path.open(mode))
             except OSError as error:
-                raise OptionError(f"--record {record}: {error.strerror}") from error
-        device = stack.enter_context(Device.open(source, tap=tap))
+                raise OptionError(f"--record {path}: {error.strerror}") from error
+
+        if record is None:
+            device = stack.enter_context(Device.open(source))
+        else:
+            # What was kept before stays until a device has answered.
+            file = io.BytesIO() if record.exists() else kept(record, "xb")
+            device = stack.enter_context(Device.open(source, tap=lambda data: file.write(data)))
+            if isinstance(file, io.BytesIO):
+                early, file = file.getvalue(), kept(record, "wb")
+                file.write(early)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: device.interrupt())
         show(device, duration_s=duration, as_json=as_json)

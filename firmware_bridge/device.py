@@ -158,6 +158,8 @@ class Device:
         self._closed = False
         self._reconnects = 0
         self._introduced = False
+        self._setting = False
+        self._unclaimed: list[Frame] | None = None
         self._reason: StopReason | None = None
         self._device_id: str | None = None
         self._layout: tuple[tuple[str, ...], int] | None = None
@@ -212,17 +214,17 @@ class Device:
     def set_rate(self, rate_hz: float) -> Info:
         """Make a stopped device sample at `rate_hz`; gives the INFO that holds from now on.
 
-        Raises `ProtocolError` if the device refuses, or speaks protocol 1.0, and `NoDevice` if it does not
-        answer.
+        Raises `ProtocolError` if the device refuses, speaks protocol 1.0, or cannot be told such a rate, and
+        `NoDevice` if it does not answer.
         """
-        return self._set(CommandKind.SET_RATE, round(rate_hz * 1000).to_bytes(4, "little"))
+        return self._set(CommandKind.SET_RATE, rate_hz * 1000, 4, f"a rate of {rate_hz} Hz")
 
     def set_leads(self, mask: int) -> Info:
         """Make a stopped device send only some of its leads; gives the INFO that holds from now on.
 
         Bit n of `mask` is lead n of the INFO at boot. Raises as `set_rate`.
         """
-        return self._set(CommandKind.SET_LEADS, mask.to_bytes(2, "little"))
+        return self._set(CommandKind.SET_LEADS, mask, 2, f"a mask of {mask:#x}")
 
     def blocks(
         self,
@@ -317,6 +319,7 @@ class Device:
             try:
                 self._link = self._link.reopen(lambda: self._ended)
                 self._decoder.forget()
+                self._unclaimed = []
                 self._greet(with_status=True)
                 if start:
                     self._start_again()
@@ -358,10 +361,15 @@ class Device:
             why = _STOPS.get(self._reason, "stopped by itself, for a reason that is not known here")
             raise LinkLost(f"lost {self.url}: {self.info.device_id} {why}")
 
-    def _set(self, kind: CommandKind, argument: bytes) -> Info:
-        self._layout = None  # the next INFO may say something else
-        self._command(kind, argument)
-        self._greet()
+    def _set(self, kind: CommandKind, value: float, size: int, what: str) -> Info:
+        if not 0 <= value <= (1 << 8 * size) - 1:
+            raise ProtocolError(f"{what} does not fit the {size} bytes that {kind.name} has")
+        self._setting = True  # from now on INFO may say something else; one from before may still be on its way
+        try:
+            self._command(kind, round(value).to_bytes(size, "little"))
+            self._greet()
+        finally:
+            self._setting = False
         return self._info
 
     def _greet(self, *, with_status: bool = False) -> None:
@@ -376,10 +384,16 @@ class Device:
                 break
         stats = self.stats
         came = stats.bytes_received - before.bytes_received
-        nothing = stats.frames == before.frames
-        if nothing and stats.other_version > before.other_version:
+        frames = stats.frames - before.frames
+        if frames:
+            missing = "STATUS" if self._introduced else "INFO"
+            raise NoDevice(
+                f"{frames} frames came from {self.url} within {self._timeout_s:g} s and no {missing} among them, which "
+                "a device sends every second and after HELLO: is this the right firmware?"
+            )
+        if stats.other_version > before.other_version:
             raise ProtocolError(f"the device at {self.url} speaks another version: {self._decoder.stats.last_error}")
-        if came and nothing:
+        if came:
             raise NoDevice(f"{came} bytes came from {self.url} and no frame among them: is the baud rate right?")
         raise NoDevice(f"no device answers at {self.url} within {self._timeout_s:g} s: is it on, and is this its port?")
 
@@ -421,6 +435,9 @@ class Device:
             time.sleep(self.gather_s)
         data, arrival_s = self._link.read(), time.monotonic()
         frames = self._decoder.feed(data)
+        came = bool(frames)
+        if self._unclaimed is not None:
+            frames = self._claim(self._unclaimed + frames)
         handled = 0
         try:
             for frame in frames:
@@ -428,7 +445,18 @@ class Device:
                 handled += 1
         finally:  # whatever is wrong with a frame, those before it are good
             self._assemble(frames[:handled], arrival_s)
-        return bool(frames)
+        return came
+
+    def _claim(self, frames: list[Frame]) -> list[Frame]:
+        """What came since the link was opened again: it waits until an INFO says whose it is. A stranger's samples may
+        look like ours, and its STATUS like an end."""
+        for frame in frames:
+            if isinstance(frame.message, Info):
+                self._recognise(frame.message)
+                self._unclaimed = None
+                return frames
+        self._unclaimed = frames
+        return []
 
     def _assemble(self, frames: Sequence[Frame], arrival_s: float) -> None:
         blocks = self._assembler.push_all(frames)
@@ -487,12 +515,12 @@ class Device:
     def _learn(self, info: Info) -> None:
         """Whoever takes the blocks has prepared for the leads and the rate of the first INFO."""
         layout = (info.leads, info.rate_millihz)
-        if self._layout not in (None, layout):
+        if self._layout not in (None, layout) and not self._setting:
             raise ProtocolError(
                 f"the device at {self.url} changed: now {len(info.leads)} leads ({', '.join(info.leads)}) at "
                 f"{info.rate_hz:g} Hz; open it again"
             )
-        if self._layout is None:
+        if self._layout != layout:
             self._clock = ClockFit(info.rate_hz)
         self._layout = layout
         self._info = info

@@ -156,7 +156,7 @@ class Emulator:
             self._announce_s = now_s + _ANNOUNCE_S
         while self._device.streaming and len(self._outbox) < _OUTBOX_BYTES and self._due_s() <= now_s:
             self._strike(now_s)
-            if self._device.streaming:
+            if self._device.streaming and self._due_s() <= now_s:  # as before, or it has restarted
                 self._queue(self._device.sample())
 
     def _strike(self, now_s: float) -> None:
@@ -177,6 +177,7 @@ class Emulator:
                     self._queue(self._device.restart())
                     if self._autostart:
                         self._queue(self._device.start())
+                        self._restart_clock()  # at the rate that it has now
                 case FaultKind.LEADOFF | FaultKind.SATURATE:
                     bit = 1 << self._faults.lead(fault, len(info.leads))
                     self._marked.append((sent + round(fault.amount * info.rate_hz), fault, bit))

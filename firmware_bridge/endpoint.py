@@ -10,6 +10,7 @@ back the rest and nothing is dropped. A pseudo-terminal loses what is unread whe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -63,7 +64,7 @@ class PtyEndpoint:
 
     def __init__(self, link: Path | None = None) -> None:
         """Open a pseudo-terminal. `link` is a symbolic link to make to it, for a name that stays when it is
-        unplugged and gets another number."""
+        unplugged and gets another number. `PortError` if that name goes to something that is there."""
         self._link = link
         self.replug()
 
@@ -76,16 +77,14 @@ class PtyEndpoint:
         # they come.
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
-        name = os.ttyname(self._slave)
+        self._name = os.ttyname(self._slave)
         if self._link is not None:
             try:
-                if self._link.is_symlink():  # left over from a run that was killed
-                    self._link.unlink()
-                self._link.symlink_to(name)
+                self._make_link(self._link)
             except OSError as error:
                 self._close_both()
                 raise PortError(f"cannot make the link {self._link}: {error.strerror}") from error
-        self.url = f"serial://{self._link.absolute() if self._link else name}"
+        self.url = f"serial://{self._link.absolute() if self._link else self._name}"
 
     def wait_for_client(self, timeout_s: float) -> bool:
         """A cable does not tell whether someone listens: true at once."""
@@ -111,12 +110,23 @@ class PtyEndpoint:
         return int.from_bytes(fcntl.ioctl(self._slave, termios.FIONREAD, waiting), sys.byteorder)
 
     def unplug(self) -> None:
-        if self._link is not None and self._master >= 0:
+        if self._link is not None and self._master >= 0 and _target(self._link) == self._name:
             self._link.unlink(missing_ok=True)
         self._close_both()
 
     def close(self) -> None:
         self.unplug()
+
+    def _make_link(self, link: Path) -> None:
+        target = _target(link)
+        # What a killed run left goes nowhere, or to the number that has been given to this one.
+        if target not in (None, self._name) and link.exists():
+            raise FileExistsError(
+                errno.EEXIST, f"it goes to {target}, perhaps another emulator's. Choose another name, or remove it"
+            )
+        if target is not None:
+            link.unlink()
+        link.symlink_to(self._name)
 
     def _close_both(self) -> None:
         for fd in (self._master, self._slave):
@@ -129,6 +139,14 @@ class PtyEndpoint:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _target(link: Path) -> str | None:
+    """Where a symbolic link goes; None if it is none."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return None
 
 
 class TcpEndpoint:

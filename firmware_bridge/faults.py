@@ -55,6 +55,9 @@ AMOUNTS = {
 """What AMOUNT is if it is not given: bits, bytes, copies, or seconds of signal. SWAP, VERSION and RESTART have none."""
 _UNCOUNTED = (FaultKind.SWAP, FaultKind.VERSION, FaultKind.RESTART)
 _IN_SECONDS = (FaultKind.PAUSE, FaultKind.UNPLUG, FaultKind.LEADOFF, FaultKind.SATURATE)
+_LONGEST_S = 1e9
+_MOST = 10_000
+"""Bits or bytes: more than a frame has. Copies: what memory holds."""
 _MAJOR_VERSION_BIT = 0x20
 
 
@@ -84,7 +87,10 @@ def parse_fault(text: str) -> Fault:
         raise OptionError(f"fault {text!r}: expected {name}:EVERY_S{amount}, for example {name}:10")
     amount_given = values[1] if len(values) == 2 else AMOUNTS[kind]
     if kind not in _IN_SECONDS and not amount_given.is_integer():
-        raise OptionError(f"fault {text!r}: {values[1]:g} is no whole number")
+        raise OptionError(f"fault {text!r}: {amount_given:g} is no whole number")
+    most = _LONGEST_S if kind in _IN_SECONDS else _MOST
+    if values[0] > _LONGEST_S or amount_given > most:
+        raise OptionError(f"fault {text!r}: EVERY_S is at most {_LONGEST_S:g}, and AMOUNT {most:g}")
     return Fault(kind, values[0], amount_given)
 
 

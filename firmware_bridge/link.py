@@ -198,7 +198,7 @@ def _baud(url: str, parts: SplitResult) -> int:
     values = options.pop("baud", [str(DEFAULT_BAUD)])
     if options:
         raise AddressError(f"{url!r}: unknown option {next(iter(options))!r}, only baud can be set")
-    if not values[-1].isascii() or not values[-1].isdigit() or int(values[-1]) == 0:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", values[-1]):  # more digits than any system takes
         raise AddressError(f"{url!r}: baud={values[-1]} is no number of bits per second, 230400 for example")
     return int(values[-1])
 

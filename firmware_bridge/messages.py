@@ -23,6 +23,7 @@ from firmware_bridge.errors import DropReason, FrameError
 
 MAX_LEADS = 16
 """The lead-off and saturation masks have 16 bits."""
+MAX_NAME_BYTES = 32
 MAX_TEXT_BYTES = 512
 MAX_ARGUMENT_BYTES = 64
 
@@ -92,9 +93,14 @@ def _unpack(layout: Struct, payload: bytes, what: str) -> tuple[int, ...]:
     return layout.unpack_from(payload)
 
 
+def _cut(text: str, limit: int) -> bytes:
+    """UTF-8, cut at the limit between characters."""
+    return text.encode()[:limit].decode(errors="ignore").encode()
+
+
 def _pack_text(text: str, limit: int) -> bytes:
-    """One length byte (two if `limit` needs them) and UTF-8, cut at the limit between characters."""
-    encoded = text.encode()[:limit].decode(errors="ignore").encode()
+    """One length byte (two if `limit` needs them) and UTF-8, cut at the limit."""
+    encoded = _cut(text, limit)
     return len(encoded).to_bytes(1 if limit < 256 else 2, "little") + encoded
 
 
@@ -129,8 +135,12 @@ class Info:
     def __post_init__(self) -> None:
         if not self.rate_millihz or not self.gain_nv_per_count:
             raise malformed("INFO: rate and gain must not be zero")
-        if not 1 <= len(self.leads) <= MAX_LEADS or len(set(self.leads)) != len(self.leads) or not all(self.leads):
-            raise malformed(f"INFO: 1 to {MAX_LEADS} leads with a name each are needed, got {self.leads}")
+        names = {_cut(lead, MAX_NAME_BYTES) for lead in self.leads if lead}
+        if not 1 <= len(names) == len(self.leads) <= MAX_LEADS:
+            raise malformed(
+                f"INFO: 1 to {MAX_LEADS} leads are needed, whose names differ in the first {MAX_NAME_BYTES} bytes, "
+                f"got {self.leads}"
+            )
         if self.bytes_per_sample not in (2, 3):
             raise malformed(f"INFO: {self.bytes_per_sample} bytes per sample, 2 or 3 are possible")
 
@@ -150,7 +160,7 @@ class Info:
             len(self.leads),
         )
         names = (*self.leads, self.device_id, self.firmware)
-        return fixed + b"".join(_pack_text(name, limit=32) for name in names)
+        return fixed + b"".join(_pack_text(name, MAX_NAME_BYTES) for name in names)
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:

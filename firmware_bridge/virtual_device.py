@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from firmware_bridge.errors import ProtocolError, RecordingError
 from firmware_bridge.messages import (
+    MAX_ARGUMENT_BYTES,
     MAX_LEADS,
     Ack,
     Command,
@@ -94,6 +95,7 @@ class VirtualDevice:
         self._sequence = 0
         self._reason = StopReason.POWER_ON
         self._samples_sent = 0
+        self._position = 0
         self._load(recording)
 
     @property
@@ -131,7 +133,9 @@ class VirtualDevice:
         return [self._frame(self.info), self._status()]
 
     def receive(self, command: Command) -> list[Frame]:
-        """Obey a command; the frames to answer with."""
+        """Obey a command; the frames to answer with. One whose argument no answer could return is ignored."""
+        if len(command.argument) > MAX_ARGUMENT_BYTES:
+            return []
         settings: Recording | None = None
         changed = False
         result = Result.OK
@@ -152,7 +156,8 @@ class VirtualDevice:
         frames = [self._frame(Ack(command.command_id, command.kind, result, command.argument))]
         if settings is not None and (settings.leads, settings.rate_hz) != (self.info.leads, self.info.rate_hz):
             self._load(settings)
-            frames += self.restart(StopReason.COMMAND)
+            self._position = 0
+            frames += self._begin_anew(StopReason.COMMAND)
         elif command.kind == CommandKind.HELLO:
             frames += self.announce()
         elif changed:
@@ -164,8 +169,16 @@ class VirtualDevice:
         self._reason = StopReason.NONE
         return [self._status()]
 
-    def restart(self, reason: StopReason = StopReason.POWER_ON) -> list[Frame]:
-        """Boot again, under another boot id; the recording goes on where it was."""
+    def restart(self) -> list[Frame]:
+        """Boot again, under another boot id, with the rate and leads of the recording, which goes on where it was."""
+        if self._loaded is not self._physical:
+            before = self._total_samples
+            self._load(self._physical)
+            self._position = self._position * self._total_samples // before
+        return self._begin_anew(StopReason.POWER_ON)
+
+    def _begin_anew(self, reason: StopReason) -> list[Frame]:
+        """Count from zero under another boot id, and say so."""
         other = self.info.boot_id + self._random.randrange(1, 1 << 16)
         self.info = replace(self.info, boot_id=other % (1 << 16))
         self._tick = self._frames_sent = self.bad_frames = 0
@@ -214,7 +227,8 @@ class VirtualDevice:
             return None
 
     def _load(self, recording: Recording) -> None:
-        """Replay `recording` from its beginning, with its leads and rate."""
+        """Replay `recording`, with its leads and rate."""
+        self._loaded = recording
         width = self.info.bytes_per_sample
         largest = max_samples_per_frame(len(recording.leads), width)
         by_rate = max(1, round(recording.rate_hz / _FRAMES_PER_S))
@@ -225,7 +239,6 @@ class VirtualDevice:
         exact = np.rint(recording.ecg_mv.astype(np.float64) * (1e6 / self.info.gain_nv_per_count))
         self._counts = np.clip(exact, -limit, limit - 1).astype(np.int32)
         self._total_samples = recording.samples * self._repeat
-        self._position = 0
 
     def _at_limit(self, counts: NDArray[np.int32]) -> NDArray[np.bool_]:
         limit = 1 << (8 * self.info.bytes_per_sample - 1)

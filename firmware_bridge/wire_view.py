@@ -98,7 +98,9 @@ def picture(device: Device, watch: WireWatch, report: WireReport, news: str, wid
     leads = Table.grid(padding=(0, 1))
     for lead, drawn in watch.strips(max(10, min(100, width - _NAME_CHARACTERS))).items():
         fault = "off" if lead in report.lead_off else "saturated" if lead in report.saturated else ""
-        leads.add_row(lead, Text(drawn, style="red" if fault else "green", no_wrap=True), Text(fault, style="red"))
+        leads.add_row(
+            Text(lead), Text(drawn, style="red" if fault else "green", no_wrap=True), Text(fault, style="red")
+        )
     title = Text(f"{info.device_id} ({info.firmware}) at {device.url}, {report.t_s:.0f} s", style="bold")
     return Group(title, table, leads, Text(news, style="yellow"))
 

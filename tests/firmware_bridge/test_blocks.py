@@ -111,6 +111,28 @@ def test_lost_frames_of_any_type_are_counted() -> None:
     assert assembler.stats.frames_missing == 0
 
 
+@pytest.mark.parametrize("silence", [32_767, 32_768, 40_000, 65_470])
+def test_a_long_silence_is_counted_in_full_and_what_comes_behind_it_too(silence: int) -> None:
+    frames = stream(300)
+    later = [
+        frame._replace(sequence=(frame.sequence + silence) % 65536, tick=frame.tick + 5 * silence)
+        for frame in frames[30:]
+        if isinstance(frame.message, Samples)
+    ]
+    _, assembler = push_all([*frames[:30], *later[:10], *later[11:]])
+    assert assembler.stats.frames_missing == silence + 1
+    assert assembler.stats.samples_missing == 5 * silence + 5
+
+
+def test_a_status_that_overtakes_samples_costs_no_frame_twice() -> None:
+    frames = stream(300)
+    status = Frame(frames[10].sequence + 1, frames[10].tick + 5, frames[2].message)
+    behind = [frame._replace(sequence=frame.sequence + 1) for frame in frames[11:]]
+    _, assembler = push_all([*frames[:10], status, frames[10], *behind])
+    assert assembler.stats.frames_missing == 1
+    assert assembler.stats.samples_missing == 0
+
+
 @given(st.integers(1, 60), st.integers(0, 40), st.booleans())
 def test_a_restart_is_told_once_and_counted_anew(heard: int, lost: int, same_boot_id: bool) -> None:
     """The first boot ends after `heard` blocks; the second is heard from its INFO, less `lost` SAMPLES

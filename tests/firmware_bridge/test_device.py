@@ -24,6 +24,8 @@ from firmware_bridge.messages import (
     Log,
     LogLevel,
     Result,
+    Samples,
+    Status,
     StopReason,
 )
 from firmware_bridge.protocol import Frame
@@ -336,12 +338,17 @@ def test_nobody_there(pty: tuple[int, str]) -> None:
     [
         ("noise", NoDevice, "is the baud rate right"),
         ("version 2", ProtocolError, r"protocol 2\.0; this side speaks 1\.x"),
+        ("samples alone", NoDevice, r"^\d+ frames came from test:// within 0\.1 s and no INFO among them"),
     ],
 )
 def test_someone_else_there(
     virtual: VirtualDevice, raw_frame: Callable, speaks: str, error: type[Exception], says: str
 ) -> None:
-    answer = b"\x13\x37" * 20 if speaks == "noise" else raw_frame(1, bytes(10), version=0x20)
+    answer = {
+        "noise": b"\x13\x37" * 20,
+        "version 2": raw_frame(1, bytes(10), version=0x20),
+        "samples alone": Frame(0, 0, Samples(1, 0, 0, 1, 2, bytes(10))).encode(),
+    }[speaks]
 
     class Stranger(WiredDevice):
         def read(self) -> bytes:
@@ -485,6 +492,53 @@ def test_another_device_in_its_place_is_not_listened_to(virtual: VirtualDevice, 
         with pytest.raises(LinkLost, match="stranger answers there now, not emulator"):
             list(blocks)
         assert not device.stats.restarts
+
+
+class Swapped(WiredDevice):
+    """The cable comes back with a device that hears nothing and says late who it is, and then with the first one."""
+
+    def __init__(self, device: VirtualDevice, other: VirtualDevice) -> None:
+        super().__init__(device, script={20: unplug()})
+        self.ends = [other, device]
+
+    def reopen(self, _given_up: object = None) -> WiredDevice:
+        super().reopen()
+        self.device, self._outbox, self.lossy = self.ends[self.reopened - 1], b"", self.reopened == 1
+        if self.lossy:
+            for reason in (StopReason.POWER_ON, StopReason.END_OF_RECORDING):
+                self.say(Frame(0, 700, Status(1, False, reason)))
+            self.script[self.reads + 5] = lambda wire: wire.say(*wire.device.announce())
+        return self
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_a_stranger_sends_before_it_says_who_it_is_is_not_used(
+    virtual: VirtualDevice, recording: Recording
+) -> None:
+    """It has the same boot id, and has run for longer."""
+    flat = Recording("flat", recording.leads, 500.0, np.zeros_like(recording.ecg_mv))
+    stranger = VirtualDevice(flat, device_id="stranger", boot_id=1)
+    stranger.start()
+    for _ in range(50):
+        stranger.sample()
+    wire = Swapped(virtual, stranger)
+    with Device(wire) as device:
+        blocks = list(device.blocks(start=True, reconnect_s=60))
+        stats = device.stats
+    np.testing.assert_array_equal(np.concatenate([block.ecg_mv for block in blocks], axis=1), recording.ecg_mv)
+    assert (stats.samples_missing, stats.restarts, stats.reconnects) == (0, 0, 1)
+    # The stranger is greeted, and not started.
+    hello, start = CommandKind.HELLO, CommandKind.START
+    assert wire.commands == [hello, start, hello, hello, start]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_the_device_itself_sends_before_it_says_who_it_is_is_not_lost(
+    virtual: VirtualDevice, recording: Recording
+) -> None:
+    with Device(Swapped(virtual, virtual)) as device:
+        blocks = list(device.blocks(start=True, reconnect_s=60))
+    np.testing.assert_array_equal(np.concatenate([block.ecg_mv for block in blocks], axis=1), recording.ecg_mv)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -683,6 +737,40 @@ def test_rate_and_leads_can_be_set(virtual: VirtualDevice) -> None:
         assert device.stats.samples_received == 500
         with pytest.raises(ProtocolError, match="refuses SET_RATE: REFUSED"):
             device.set_rate(0.0)
+
+
+def test_an_info_that_crosses_a_setting_on_the_line_is_no_change(virtual: VirtualDevice) -> None:
+    class Announcing(WiredDevice):
+        """Sends what it sends every second right before it hears a command."""
+
+        def write(self, data: bytes) -> None:
+            self.say(*self.device.announce())
+            super().write(data)
+
+    wire = Announcing(virtual)
+    with Device(wire) as device:
+        assert device.set_rate(250.0).rate_hz == 250.0
+        assert device.set_leads(1).leads == ("I",)
+        # What nobody asked for is one still.
+        wire.script[wire.reads + 1] = lambda wire: wire.say(*virtual.restart())
+        with pytest.raises(ProtocolError, match="changed: now 12 leads"):
+            device.ping()
+
+
+@pytest.mark.parametrize("rate_hz", [5e6, -1, float("nan"), float("inf")])
+def test_a_rate_that_the_protocol_cannot_carry_is_refused(virtual: VirtualDevice, rate_hz: float) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device, pytest.raises(ProtocolError, match="does not fit the 4 bytes that SET_RATE has"):
+        device.set_rate(rate_hz)
+    assert wire.commands == [CommandKind.HELLO]
+
+
+@pytest.mark.parametrize("mask", [1 << 16, -1])
+def test_leads_that_the_protocol_cannot_carry_are_refused(virtual: VirtualDevice, mask: int) -> None:
+    wire = WiredDevice(virtual)
+    with Device(wire) as device, pytest.raises(ProtocolError, match="does not fit the 2 bytes that SET_LEADS has"):
+        device.set_leads(mask)
+    assert wire.commands == [CommandKind.HELLO]
 
 
 def test_a_device_of_version_1_0_says_that_it_cannot(virtual: VirtualDevice, monkeypatch: pytest.MonkeyPatch) -> None:

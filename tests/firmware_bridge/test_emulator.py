@@ -15,7 +15,10 @@ from firmware_bridge.device import Device
 from firmware_bridge.emulator import Emulator
 from firmware_bridge.endpoint import Endpoint, PtyEndpoint, TcpEndpoint
 from firmware_bridge.errors import LinkLost, PortError, ProtocolError
-from firmware_bridge.messages import Samples
+from firmware_bridge.faults import Faults, parse_fault
+from firmware_bridge.link import Link
+from firmware_bridge.messages import Command, CommandKind, Samples
+from firmware_bridge.protocol import Frame
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 
@@ -66,10 +69,16 @@ def test_time_is_kept(run_emulator: Callable, recording: Recording) -> None:
     assert arrivals_s[-1] - arrivals_s[0] == pytest.approx(0.495, abs=0.1)
 
 
-def test_two_hours_of_replay_do_not_drift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every wait is too long by up to two milliseconds, and none of it adds up."""
+Arrivals = list[tuple[float, Frame]]
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> tuple[Endpoint, Arrivals]:
+    """A port on a clock of its own, from 1000 s on, and when which SAMPLES came out of it. Every wait is too long by up
+    to two milliseconds."""
     now_s, rng = [1000.0], np.random.default_rng(7)
-    decoder, came = Decoder(), []
+    decoder = Decoder()
+    came: Arrivals = []
 
     def select(_read: object, _write: object, _error: object, timeout_s: float) -> tuple[list[int], ...]:
         now_s[0] += timeout_s + rng.uniform(0, 0.002)
@@ -84,14 +93,47 @@ def test_two_hours_of_replay_do_not_drift(monkeypatch: pytest.MonkeyPatch) -> No
     endpoint = SimpleNamespace(
         wait_for_client=lambda _timeout_s: True, fileno=lambda: 0, unread_bytes=lambda: 0, write=write
     )
+    return endpoint, came  # type: ignore[return-value]
+
+
+def test_two_hours_of_replay_do_not_drift(simulated: tuple[Endpoint, Arrivals]) -> None:
+    endpoint, came = simulated
     flat = Recording("flat", ("I",), 100.0, np.zeros((1, 1000), np.float32))
     virtual = VirtualDevice(flat, samples_per_frame=200, repeat=2 * 360)
-    report = Emulator(virtual, endpoint, autostart=True).run()  # type: ignore[arg-type]
+    report = Emulator(virtual, endpoint, autostart=True).run()
     assert report.samples_sent == 2 * 3600 * 100
     late_s = [at_s - 1000.0 - (frame.tick + 200) / 100.0 for at_s, frame in came]
     assert len(late_s) == 2 * 1800
     assert min(late_s) >= 0.0
     assert max(late_s) < 0.005
+
+
+def test_a_restart_goes_on_at_the_rate_that_the_device_was_built_for(simulated: tuple[Endpoint, Arrivals]) -> None:
+    endpoint, came = simulated
+    flat = Recording("flat", ("I",), 100.0, np.zeros((1, 1000), np.float32))
+    virtual = VirtualDevice(flat, samples_per_frame=10, boot_id=1)
+    virtual.receive(Command(1, CommandKind.SET_RATE, (25_000).to_bytes(4, "little")))
+    faults = Faults([parse_fault("restart:5")], rate_hz=25.0, seed=1)
+    report = Emulator(virtual, endpoint, autostart=True, faults=faults).run()
+    boots: dict[int, list[float]] = {}
+    for at_s, frame in came:
+        assert isinstance(frame.message, Samples)
+        began_s = boots.setdefault(frame.message.boot_id, [])
+        began_s.append(at_s - frame.tick / (100.0 if len(boots) > 1 else 25.0))
+    assert len(boots) == report.faults.total() + 1 > 2
+    for began_s in boots.values():
+        assert len(began_s) > 1
+        assert max(began_s) - min(began_s) < 0.005
+
+
+def test_a_command_whose_argument_is_too_long_is_ignored(
+    run_emulator: Callable, recording: Recording, raw_frame: Callable
+) -> None:
+    with PtyEndpoint() as endpoint, run_emulator(VirtualDevice(recording), endpoint):
+        with Link.open(endpoint.url) as link:
+            link.write(raw_frame(0x81, bytes((7, 0, CommandKind.PING, 65)) + bytes(65)))
+        with Device.open(endpoint.url) as device:
+            assert sum(block.samples for block in device.blocks(start=True)) == 1000
 
 
 def test_autostart_streams_without_being_asked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +64,10 @@ class Serving:
         ("bitflip:10:1.5", "1.5 is no whole number"),
         ("restart:10:2", "expected restart:EVERY_S, for"),
         ("swap:10:2", "expected swap:EVERY_S, for"),
+        ("repeat:1:1e300", "AMOUNT 10000"),
+        ("repeat:1:1e12", "AMOUNT 10000"),
+        ("bitflip:1e308", r"EVERY_S is at most 1e\+09"),
+        ("leadoff:1:1e308", r"AMOUNT 1e\+09"),
     ],
 )
 def test_what_is_no_fault_is_refused(text: str, says: str) -> None:
@@ -128,6 +133,39 @@ def test_a_link_name_stays_and_is_not_taken_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(PortError, match="cannot make the link"):
         PtyEndpoint(name)
     assert name.read_text() == "a file of someone"
+
+
+def test_a_link_is_not_taken_from_an_emulator_that_lives(tmp_path: Path) -> None:
+    name = tmp_path / "port"
+    with PtyEndpoint(name):
+        goes_to = name.readlink()
+        with pytest.raises(PortError, match=rf"it goes to {goes_to}, perhaps another emulator's") as caught:
+            PtyEndpoint(name)
+        assert caught.value.exit_code == 2
+        assert name.readlink() == goes_to
+    assert not name.is_symlink()
+
+
+def test_an_emulator_removes_no_link_but_its_own(tmp_path: Path) -> None:
+    name = tmp_path / "port"
+    with PtyEndpoint(name) as first:
+        name.unlink()
+        with PtyEndpoint(name):
+            taken = name.readlink()
+            first.close()
+            assert name.readlink() == taken
+        assert not name.is_symlink()
+
+
+def test_what_a_killed_emulator_left_is_replaced_also_under_its_old_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, pair = tmp_path / "port", os.openpty()
+    name.symlink_to(os.ttyname(pair[1]))
+    monkeypatch.setattr(os, "openpty", lambda: pair)
+    with PtyEndpoint(name):
+        assert str(name.readlink()) == os.ttyname(pair[1])
+    assert not name.is_symlink()
 
 
 def test_an_unplugged_device_is_found_again_and_the_gap_is_exact(endpoint: Endpoint, recording: Recording) -> None:

@@ -152,6 +152,22 @@ def test_headers_are_cpp_too(tmp_path: Path, need: Callable[..., None]) -> None:
     subprocess.run([*command, "-o", tmp_path / "user.o"], check=True)
 
 
+@pytest.mark.parametrize(
+    ("setting", "allowed", "refused"),
+    [("DATA_BYTES", (2, 1014), (1015,)), ("SLOTS", (2, 255), (1, 256)), ("RX_BYTES", (84,), (83,))],
+)
+def test_a_setting_out_of_range_does_not_compile(
+    tmp_path: Path, setting: str, allowed: tuple[int, ...], refused: tuple[int, ...]
+) -> None:
+    source = tmp_path / "user.c"
+    source.write_text('#include "m2jl_device.h"\n')
+    for value in (*allowed, *refused):
+        command = ["gcc", "-std=c99", f"-I{FIRMWARE / 'include'}", f"-DM2JL_DEVICE_{setting}={value}U", "-fsyntax-only"]
+        done = subprocess.run([*command, source], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (value in allowed)
+        assert value in allowed or f'#error "M2JL_DEVICE_{setting}: ' in done.stderr
+
+
 def test_cmake_builds_and_passes(tmp_path: Path, need: Callable[..., None]) -> None:
     need("cmake")
     for command in (
@@ -242,6 +258,11 @@ def test_payloads_that_make_no_sense_are_treated_alike(build: Path, raw_frame: C
             else:
                 payload += rng.integers(0, 256, size=int(rng.integers(9)), dtype=np.uint8).tobytes()
             wire += raw_frame(message.TYPE, bytes(payload))
+    for one, other in (("1", "2"), ("1", "1"), ("", "1"), ("é", "è")):
+        lead_names = b"".join(
+            bytes((len(name),)) + name for name in (f"{'x' * 31}{end}".encode() for end in (one, other))
+        )
+        wire += raw_frame(0x01, messages[0].encode()[:14] + b"\2" + lead_names + b"\0\0")
     for leads, samples, width in product((0, 1, 15, 16, 17, 255), (0, 1, 2), (0, 1, 2, 3, 4)):
         announced = bytes((1, 0, 0, 0, 0, 0, leads, samples, width, 0))
         wire += raw_frame(0x02, announced + bytes(min(leads * samples * width, 1014)))
@@ -308,7 +329,7 @@ def test_conversation_is_that_of_the_emulated_device(build: Path) -> None:
         CommandKind.SET_LEADS: [mask.to_bytes(2, "little") for mask in (0, 1, 5, 10, 15, 16, 31)] + [b"\1"],
     }
     with CDevice(build) as device:
-        assert device.ask("poll 0")
+        assert len(device.ask("poll 0")) == len(model.announce())
         for command_id in range(400):
             kind = int(rng.integers(0, 8))
             choices = arguments.get(CommandKind(kind), [b"any"]) if 1 <= kind <= 6 else [b""]
@@ -318,13 +339,20 @@ def test_conversation_is_that_of_the_emulated_device(build: Path) -> None:
             assert theirs == ours, command
 
 
+def test_a_command_whose_argument_no_answer_could_return_is_ignored(build: Path, raw_frame: Callable) -> None:
+    with CDevice(build) as device:
+        for length, answers in ((64, 1), (65, 0)):
+            payload = bytes((7, 0, CommandKind.PING, length)) + bytes(length)
+            assert len(device.ask(f"feed {raw_frame(0x81, payload).hex()}")) == answers
+
+
 def strip(frame: Frame) -> tuple[object, ...]:
     """What two devices must have in common in an answer."""
     match frame.message:
         case Info() as info:
             return ("INFO", info.leads, info.rate_millihz, info.gain_nv_per_count, info.bytes_per_sample)
         case Status() as status:
-            return ("STATUS", status.streaming, status.reason)
+            return ("STATUS", status.streaming, status.reason, status.frames_sent)
         case other:
             return ("other", other)
 

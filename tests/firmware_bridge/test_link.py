@@ -40,6 +40,8 @@ def pty():
         ("tcp://[::1", "expected"),
         ("serial:///dev/ttyUSB0?baud=fast", "baud=fast"),
         ("serial:///dev/ttyUSB0?baud=0", "baud=0"),
+        ("serial:///dev/ttyUSB0?baud=99999999999", "no number of bits per second"),
+        pytest.param(f"serial:///dev/ttyUSB0?baud={'9' * 5000}", "no number of bits per second", id="5000 digits"),
         ("serial:///dev/ttyUSB0?speed=9600", "unknown option 'speed'"),
         ("serial:///dev/no-such-port", "there is no such port"),
         ("serial:///dev/null", "not a serial port"),

@@ -1,6 +1,7 @@
 """Messages and frames survive the wire; what does not is refused for the right reason."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_a_payload_that_makes_no_sense_is_malformed(
     raw_frame: Callable, message_type: MessageType, payload: bytes
 ) -> None:
     assert reason_of(raw_frame(message_type, payload, version=0x10)) is DropReason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "leads", [("x" * 32 + "1", "x" * 32 + "2"), ("x" * 31 + "é", "x" * 31 + "è"), ("I", "I"), ("I", "")]
+)
+def test_leads_whose_names_would_be_sent_alike_or_empty_are_refused(leads: tuple[str, ...]) -> None:
+    with pytest.raises(FrameError, match="names differ in the first 32 bytes"):
+        replace(INFO, leads=leads)
 
 
 def test_too_short_for_a_header_is_a_framing_error() -> None:

@@ -34,6 +34,12 @@ def test_vector(vector: dict) -> None:
         assert value == (tuple(written) if isinstance(written, list) else written), name
 
 
+def test_the_vectors_of_a_setting_are_one_conversation() -> None:
+    info, status = (vector for vector in VECTORS if vector["fields"].get("boot_id") == 48880)
+    assert (info["type"], status["type"]) == ("INFO", "STATUS")
+    assert status["fields"]["frames_sent"] == status["sequence"] - info["sequence"] == 1
+
+
 def test_the_document_has_vectors_and_rows() -> None:
     assert len(VECTORS) >= 4
     assert len(BAUD_ROWS) >= 5

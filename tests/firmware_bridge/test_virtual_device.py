@@ -126,6 +126,32 @@ def test_a_restart_counts_anew_and_the_recording_goes_on(virtual: VirtualDevice,
     assert virtual.samples_sent == 1000
 
 
+@pytest.mark.parametrize("played", [0, 7, 100])
+def test_a_restart_undoes_what_was_set_and_keeps_the_place(
+    virtual: VirtualDevice, recording: Recording, played: int
+) -> None:
+    built_for = virtual.info
+    virtual.receive(set_rate(250.0))
+    virtual.receive(set_leads(0b10))
+    virtual.start()
+    for _ in range(played):  # five samples each
+        virtual.sample()
+    info, _ = (frame.message for frame in virtual.restart())
+    assert isinstance(info, Info)
+    assert (info.leads, info.rate_hz) == (built_for.leads, built_for.rate_hz)
+    rest = virtual._total_samples - virtual._position
+    assert rest == 1000 - 10 * played
+    if rest:
+        np.testing.assert_allclose(replay(virtual), recording.ecg_mv[:, 10 * played :], atol=1e-6)
+    assert virtual.finished
+
+
+def test_a_command_whose_argument_no_answer_could_return_is_ignored(virtual: VirtualDevice) -> None:
+    assert virtual.receive(Command(1, CommandKind.START, bytes(65))) == []
+    assert not virtual.streaming
+    assert virtual.receive(Command(1, CommandKind.START, bytes(64)))
+
+
 def test_loose_and_saturated_electrodes_are_flagged_and_look_like_it(virtual: VirtualDevice) -> None:
     virtual.start()
     virtual.lead_off, virtual.saturated = 0b01, 0b10

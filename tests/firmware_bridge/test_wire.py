@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from firmware_bridge.cli import app
 from firmware_bridge.decoder import DecoderStats
 from firmware_bridge.device import Device, DeviceStats
 from firmware_bridge.endpoint import PtyEndpoint
-from firmware_bridge.errors import NoDevice, PortError
+from firmware_bridge.errors import NoDevice, OptionError, PortError
 from firmware_bridge.messages import Info
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
@@ -159,6 +160,7 @@ def test_a_report_that_cannot_be_written_ends_it(
 
 def test_what_was_kept_can_be_decoded_again(run_emulator: Run, recording: Recording, tmp_path: Path) -> None:
     kept = tmp_path / "kept.bin"
+    kept.write_bytes(bytes(1_000_000))  # of an earlier session
     with PtyEndpoint() as endpoint, run_emulator(VirtualDevice(recording), endpoint, speed=np.inf):
         result = CliRunner().invoke(app, ["wire", endpoint.url, "--record", str(kept)])
         assert result.exit_code == 0, result.output
@@ -169,6 +171,41 @@ def test_what_was_kept_can_be_decoded_again(run_emulator: Run, recording: Record
     assert "samples_received     1000" in shown.stdout
     as_json = json.loads(CliRunner().invoke(app, ["wire", str(kept), "--json"]).stdout)
     assert as_json["stats"]["frames"] == stats.frames
+
+
+def test_what_was_kept_before_stays_where_no_device_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(_url: str, tap: Callable[[bytes], object]) -> Device:
+        tap(b"noise")
+        raise NoDevice("no frame among them")
+
+    monkeypatch.setattr(Device, "open", noisy)
+    kept, first = tmp_path / "kept.bin", tmp_path / "first.bin"
+    kept.write_bytes(b"of an earlier session")
+    for path in (kept, first):
+        result = CliRunner().invoke(app, ["wire", "tcp://127.0.0.1:1", "--record", str(path)])
+        assert isinstance(result.exception, NoDevice)
+    assert kept.read_bytes() == b"of an earlier session"
+    assert first.read_bytes() == b"noise"
+
+
+def test_a_place_where_nothing_can_be_kept_is_named(run_emulator: Run, recording: Recording, tmp_path: Path) -> None:
+    with PtyEndpoint() as endpoint, run_emulator(VirtualDevice(recording), endpoint):
+        for path in (tmp_path, tmp_path / "no-such-folder" / "kept.bin"):
+            result = CliRunner().invoke(app, ["wire", endpoint.url, "--record", str(path)])
+            assert isinstance(result.exception, OptionError)
+            assert str(path) in str(result.exception)
+
+
+def test_names_from_the_wire_are_shown_as_they_are() -> None:
+    leads = ("[/b]", "[red]II")
+    info = replace(INFO, leads=leads, device_id="[/patch]", firmware="[b]")
+    watch = WireWatch(info, lambda: DeviceStats.of(DecoderStats(), AssemblerStats()))
+    device = SimpleNamespace(info=info, url="tcp://[::1]:7000")
+    screen = io.StringIO()
+    console = Console(file=screen, width=80)
+    console.print(wire_view.picture(device, watch, watch.report(0.0), "[/news]", 80))  # type: ignore[arg-type]
+    for text in (*leads, "[/patch] ([b]) at tcp://[::1]:7000", "[/news]"):
+        assert text in screen.getvalue()
 
 
 def test_bytes_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:

@@ -33,16 +33,27 @@ extern "C" {
 #define M2JL_DEVICE_SLOTS 4U
 #endif
 
-/** The largest packet taken from the host. A COMMAND of version 1.1 has at most 84 bytes; a later one may have more. */
+/** The largest packet taken from the host. A COMMAND of version 1.1 has at most 84 bytes, so no less is possible; a
+ *  later one may have more. */
 #ifndef M2JL_DEVICE_RX_BYTES
 #define M2JL_DEVICE_RX_BYTES 128U
+#endif
+
+#if M2JL_DEVICE_DATA_BYTES > (M2JL_MAX_PAYLOAD_BYTES - M2JL_SAMPLES_FIXED_BYTES)
+#error "M2JL_DEVICE_DATA_BYTES: a frame holds 1014 bytes of counts at most"
+#endif
+#if (M2JL_DEVICE_SLOTS < 2U) || (M2JL_DEVICE_SLOTS > 255U)
+#error "M2JL_DEVICE_SLOTS: 2 to 255 are possible"
+#endif
+#if M2JL_DEVICE_RX_BYTES < (M2JL_MIN_PACKET_BYTES + M2JL_MAX_COMMAND_PAYLOAD_BYTES)
+#error "M2JL_DEVICE_RX_BYTES: a command has up to 84 bytes"
 #endif
 
 /** What the application is and can. Must outlive the device; texts are UTF-8 and end with a zero. */
 typedef struct {
     const char *device_id;          /**< at most 32 bytes are sent */
     const char *firmware;           /**< at most 32 bytes are sent */
-    const char *const *lead_names;  /**< one per physical lead, all different, at most 32 bytes are sent of each */
+    const char *const *lead_names;  /**< one per physical lead, not empty; at most 32 bytes are sent, which differ */
     uint8_t leads;                  /**< physical leads, 1 to 16 */
     uint8_t bytes_per_sample;       /**< on the wire: 2 or 3 */
     uint8_t adc_bits;               /**< resolution of the converter */
@@ -53,7 +64,8 @@ typedef struct {
     void *context;                  /**< handed to the functions below */
 
     /** Takes a whole frame for sending, or nothing: false if there is no room now. It is offered again at the next
-     *  poll. */
+     *  poll. Once what it took before is gone there must be room for any frame: an answer that waits holds up the
+     *  samples behind it. */
     bool (*send)(void *context, const uint8_t *bytes, size_t length);
 
     /** Starts or stops the converter; false if that cannot be done now. NULL if it always runs: what is pushed while

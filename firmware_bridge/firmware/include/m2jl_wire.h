@@ -104,7 +104,7 @@ typedef struct {
     uint8_t adc_bits;
     uint8_t bytes_per_sample; /**< 2 or 3 */
     uint8_t leads;            /**< 1 to 16 */
-    m2jl_bytes_t lead_names[M2JL_MAX_LEADS]; /**< UTF-8, all different, at most 32 bytes are sent */
+    m2jl_bytes_t lead_names[M2JL_MAX_LEADS]; /**< UTF-8, not empty, at most 32 bytes are sent, which differ */
     m2jl_bytes_t device_id;                  /**< UTF-8, at most 32 bytes are sent */
     m2jl_bytes_t firmware;                   /**< UTF-8, at most 32 bytes are sent */
 } m2jl_info_t;
@@ -187,6 +187,12 @@ typedef struct {
  * Compile the library with M2JL_CRC32_EXTERNAL defined to bring your own, for example on the CRC unit of the chip.
  */
 uint32_t m2jl_crc32(uint32_t crc, const uint8_t *bytes, size_t length);
+
+/** @brief What is sent of a text where `limit` bytes are possible: cut in front of a character, never inside one. */
+m2jl_bytes_t m2jl_cut_text(m2jl_bytes_t text, size_t limit);
+
+/** @brief Whether an INFO may say that; names of leads are compared as they are sent, at most 32 bytes of each. */
+bool m2jl_info_allowed(const m2jl_info_t *info);
 
 /**
  * @brief The value on the wire of one count.

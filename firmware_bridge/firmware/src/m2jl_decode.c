@@ -38,19 +38,6 @@ static uint8_t known_code(uint8_t code, uint8_t last_known) {
     return (code <= last_known) ? code : UINT8_C(255);
 }
 
-static bool different_names(const m2jl_info_t *info) {
-    bool different = true;
-    for (uint8_t lead = 0U; different && (lead < info->leads); lead++) {
-        const m2jl_bytes_t name = info->lead_names[lead];
-        different = name.length != 0U;
-        for (uint8_t other = 0U; different && (other < lead); other++) {
-            const m2jl_bytes_t before = info->lead_names[other];
-            different = (name.length != before.length) || (memcmp(name.bytes, before.bytes, name.length) != 0);
-        }
-    }
-    return different;
-}
-
 static bool read_info(const uint8_t *payload, size_t length, m2jl_info_t *info) {
     if (length < M2JL_INFO_FIXED_BYTES) {
         return false;
@@ -62,16 +49,14 @@ static bool read_info(const uint8_t *payload, size_t length, m2jl_info_t *info) 
     info->adc_bits = payload[12];
     info->bytes_per_sample = payload[13];
     info->leads = payload[14];
-    bool sound = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U);
-    sound = sound && (info->leads >= 1U) && (info->leads <= M2JL_MAX_LEADS);
-    sound = sound && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
+    bool sound = info->leads <= M2JL_MAX_LEADS;
     size_t offset = M2JL_INFO_FIXED_BYTES;
     for (uint8_t lead = 0U; sound && (lead < info->leads); lead++) {
         sound = take(payload, length, &offset, 1U, &info->lead_names[lead]);
     }
     sound = sound && take(payload, length, &offset, 1U, &info->device_id);
     sound = sound && take(payload, length, &offset, 1U, &info->firmware);
-    return sound && different_names(info);
+    return sound && m2jl_info_allowed(info);
 }
 
 static bool read_samples(const uint8_t *payload, size_t length, m2jl_samples_t *samples) {

@@ -260,6 +260,9 @@ static void send_answers(m2jl_device_t *device) {
 static void send_what_waits(m2jl_device_t *device) {
     if (device->streaming) {
         send_answers(device); /* first, or a line that is too slow for the samples would never let one through */
+        if (device->ack_pending || device->info_pending || device->status_pending) {
+            return; /* nor would it where SAMPLES are shorter and take the room again and again */
+        }
     }
     bool sent = true;
     while (sent) {
@@ -421,14 +424,7 @@ void m2jl_device_set_supply(m2jl_device_t *device, uint16_t supply_mv) { device-
 static m2jl_bytes_t fitting_text(const char *text) {
     const size_t limit = ((M2JL_DEVICE_PAYLOAD_BYTES - 4U) < M2JL_MAX_TEXT_BYTES) ? (M2JL_DEVICE_PAYLOAD_BYTES - 4U)
                                                                                 : M2JL_MAX_TEXT_BYTES;
-    m2jl_bytes_t bytes = text_of(text, limit + 1U);
-    if (bytes.length > limit) {
-        bytes.length = limit;
-        while ((bytes.length > 0U) && ((bytes.bytes[bytes.length] & 0xC0U) == 0x80U)) {
-            bytes.length--;
-        }
-    }
-    return bytes;
+    return m2jl_cut_text(text_of(text, limit + 1U), limit);
 }
 
 bool m2jl_device_log(m2jl_device_t *device, uint8_t level, const char *text) {

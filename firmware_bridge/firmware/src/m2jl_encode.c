@@ -71,22 +71,21 @@ static void put_number(writer_t *writer, uint64_t value, uint8_t size) {
     put_bytes(writer, bytes, size);
 }
 
-/* UTF-8 is cut in front of a character, never inside one. */
-static size_t cut_text(m2jl_bytes_t text, size_t limit) {
-    size_t length = text.length;
-    if (length > limit) {
-        length = limit;
-        while ((length > 0U) && ((text.bytes[length] & 0xC0U) == 0x80U)) {
-            length--;
+m2jl_bytes_t m2jl_cut_text(m2jl_bytes_t text, size_t limit) {
+    m2jl_bytes_t cut = text;
+    if (cut.length > limit) {
+        cut.length = limit;
+        while ((cut.length > 0U) && ((cut.bytes[cut.length] & 0xC0U) == 0x80U)) {
+            cut.length--;
         }
     }
-    return length;
+    return cut;
 }
 
 static void put_text(writer_t *writer, m2jl_bytes_t text, size_t limit, uint8_t length_size) {
-    const size_t length = cut_text(text, limit);
-    put_number(writer, length, length_size);
-    put_bytes(writer, text.bytes, length);
+    const m2jl_bytes_t cut = m2jl_cut_text(text, limit);
+    put_number(writer, cut.length, length_size);
+    put_bytes(writer, cut.bytes, cut.length);
 }
 
 static writer_t begin(uint8_t *out, size_t capacity, uint8_t type, uint16_t sequence, uint64_t tick) {
@@ -114,25 +113,28 @@ static size_t end(writer_t *writer) {
     return writer->overflow ? 0U : writer->length;
 }
 
-static bool same_text(m2jl_bytes_t a, m2jl_bytes_t b) {
-    return (a.length == b.length) && (memcmp(a.bytes, b.bytes, a.length) == 0);
-}
-
-static bool info_allowed(const m2jl_info_t *info) {
-    bool allowed = (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U);
-    allowed = allowed && (info->leads >= 1U) && (info->leads <= M2JL_MAX_LEADS);
-    allowed = allowed && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U));
-    for (uint8_t lead = 0U; allowed && (lead < info->leads); lead++) {
-        allowed = info->lead_names[lead].length != 0U;
-        for (uint8_t other = 0U; allowed && (other < lead); other++) {
-            allowed = !same_text(info->lead_names[lead], info->lead_names[other]);
+/* Names are compared as they are sent. */
+static bool different_names(const m2jl_info_t *info) {
+    bool different = true;
+    for (uint8_t lead = 0U; different && (lead < info->leads); lead++) {
+        const m2jl_bytes_t name = m2jl_cut_text(info->lead_names[lead], M2JL_MAX_NAME_BYTES);
+        different = name.length != 0U;
+        for (uint8_t other = 0U; different && (other < lead); other++) {
+            const m2jl_bytes_t before = m2jl_cut_text(info->lead_names[other], M2JL_MAX_NAME_BYTES);
+            different = (name.length != before.length) || (memcmp(name.bytes, before.bytes, name.length) != 0);
         }
     }
-    return allowed;
+    return different;
+}
+
+bool m2jl_info_allowed(const m2jl_info_t *info) {
+    return (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U) && (info->leads >= 1U) &&
+           (info->leads <= M2JL_MAX_LEADS) && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U)) &&
+           different_names(info);
 }
 
 size_t m2jl_encode_info(uint8_t *out, size_t capacity, uint16_t sequence, uint64_t tick, const m2jl_info_t *info) {
-    if (!info_allowed(info)) {
+    if (!m2jl_info_allowed(info)) {
         return 0U;
     }
     writer_t writer = begin(out, capacity, M2JL_TYPE_INFO, sequence, tick);

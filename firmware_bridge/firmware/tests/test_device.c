@@ -27,6 +27,7 @@ static seen_t seen[256];
 static unsigned seen_count;
 static uint16_t expected_sequence;
 static bool line_full;
+static size_t line_room; /* bytes */
 static bool converter_on;
 static bool converter_works;
 static uint16_t chosen_leads;
@@ -35,9 +36,10 @@ static uint32_t chosen_rate;
 static bool send(void *context, const uint8_t *bytes, size_t length) {
     static uint8_t packet[M2JL_MAX_PACKET_BYTES];
     (void)context;
-    if (line_full) {
+    if (line_full || (length > line_room)) {
         return false;
     }
+    line_room -= length;
     m2jl_decoder_t decoder;
     m2jl_frame_t frame;
     size_t position = 0U;
@@ -110,6 +112,7 @@ static void begin(void) {
     config.set_rate = set_rate;
     config.set_leads = set_leads;
     line_full = false;
+    line_room = SIZE_MAX;
     converter_works = true;
     converter_on = false;
     seen_count = 0U;
@@ -230,6 +233,30 @@ static void a_full_line_delays_answers_and_loses_none(void) {
     CHECK((seen[1].tick == 10U) && (seen[1].samples == 5U) && (seen[2].ack.kind == M2JL_COMMAND_STOP));
 }
 
+/* SAMPLES of 41 bytes every 4 ms are a little more than the line takes, and INFO has 50. */
+static void samples_that_are_shorter_do_not_keep_an_answer_from_leaving(void) {
+    begin();
+    config.frame_ms = 4U;
+    expected_sequence = 0U;
+    CHECK(m2jl_device_init(&device, &config));
+    CHECK(m2jl_device_start(&device));
+    line_room = 82U;
+    unsigned sent[M2JL_TYPE_ACK + 1U] = {0U};
+    for (uint32_t now_us = 0U; now_us < 5000000U; now_us += 100U) {
+        line_room += (line_room < 82U) ? 1U : 0U;
+        if ((now_us % 2000U) == 0U) {
+            push(now_us / 2000U, 1U);
+        }
+        seen_count = 0U;
+        m2jl_device_poll(&device, now_us / 1000U);
+        for (unsigned i = 0U; i < seen_count; i++) {
+            sent[seen[i].type]++;
+        }
+    }
+    CHECK((sent[M2JL_TYPE_INFO] == 5U) && (sent[M2JL_TYPE_STATUS] == 5U));
+    CHECK((sent[M2JL_TYPE_SAMPLES] > 1150U) && (sent[M2JL_TYPE_SAMPLES] < 1250U));
+}
+
 static void a_changed_rate_begins_anew(void) {
     begin();
     command(M2JL_COMMAND_START, 0U, 0U);
@@ -328,6 +355,13 @@ static void a_configuration_that_cannot_be_is_refused(void) {
     static const char *const twice[] = {"I", "I", "V1"};
     config.lead_names = twice;
     CHECK(!m2jl_device_init(&device, &config));
+    static const char *const cut_alike[] = {"electrode-under-the-left-arm-at-1", "electrode-under-the-left-arm-at-2",
+                                            "V1"};
+    config.lead_names = cut_alike;
+    CHECK(!m2jl_device_init(&device, &config));
+    static const char *const empty[] = {"I", "", "V1"};
+    config.lead_names = empty;
+    CHECK(!m2jl_device_init(&device, &config));
     config.lead_names = lead_names;
     config.leads = 17U;
     CHECK(!m2jl_device_init(&device, &config));
@@ -344,6 +378,7 @@ int main(void) {
     RUN(samples_come_in_frames_of_twenty_milliseconds);
     RUN(what_the_line_cannot_take_is_counted);
     RUN(a_full_line_delays_answers_and_loses_none);
+    RUN(samples_that_are_shorter_do_not_keep_an_answer_from_leaving);
     RUN(a_changed_rate_begins_anew);
     RUN(chosen_leads_are_sent_alone);
     RUN(other_commands_and_faults);
