@@ -10,13 +10,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from typer import Context
     from typer.core import TyperCommand
 
 # Sub-command -> the module whose `app` holds it.  Those modules import what they need inside their commands.
@@ -69,20 +68,24 @@ class LazyGroup(TyperGroup):
         command: TyperCommand = group.commands[cmd_name]
         return command
 
-    def invoke(self, ctx: Context) -> Any:
-        """Run the command; a reader that went away (m2jl run ... | head) is no fault, which typer would take it for."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from runtime.machine import installed
+
+        typer.echo(f"m2jlnet {installed('m2jlnet') or 'is not installed'}")
+        raise typer.Exit
+
+
 @app.callback()
-def _m2jl() -> None:
+def _m2jl(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
     """Multi-label ECG networks from recordings to the wearable: train, compress, run, benchmark.
 
     Decision support for research and development, not a medical device.
@@ -99,6 +102,12 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app()
+    except SystemExit as ended:
+        # A reader that went away (m2jl run ... | head) is no fault, for which both typer and rich take it.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

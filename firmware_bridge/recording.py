@@ -116,7 +116,7 @@ class RecordFile:
         if first.p_signal is None or not first.p_signal.size:
             raise RecordingError(f"{path}: the record holds no signal")
         units = zip(first.sig_name, first.units, strict=True)
-        self._mv_per_unit = np.array([_mv_per_unit(path, name, unit) for name, unit in units])
+        self._mv_per_unit = np.array([mv_per_unit(path, name, unit) for name, unit in units])
         self.name = record.name
         self.leads = tuple(_LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in first.sig_name)
         self.comments = tuple(first.comments)
@@ -160,7 +160,12 @@ def read_recording(path: str | Path) -> Recording:
     return Recording(record.name, record.leads, record.rate_hz, record.read(0, record.samples), record.comments)
 
 
-def _mv_per_unit(path: str | Path, name: str, unit: str) -> float:
+def mv_per_unit(path: str | Path, name: str, unit: str) -> float:
+    """By what a WFDB record's signal of this name and unit is multiplied to be in mV.
+
+    Raises:
+        RecordingError: the unit is no voltage; `path` is named.
+    """
     try:
         return _MV_PER_UNIT[unit.strip().lower()]
     except KeyError:

@@ -30,7 +30,7 @@ from train.fetch import CHECKSUMS, parse_checksums
 from train.files import sha256_of
 from train.noise import RECORDS
 from train.ptbxl import COLUMN_OF_RATE, DATABASE, entries
-from train.table import csv_rows
+from train.table import csv_by_name, files_under
 from train.wfdb_files import (
     SignalLine,
     UnreadableError,
@@ -123,8 +123,9 @@ class _Survey:
             self._report.records += 1
         except UnreadableError as error:
             self._report.unreadable[record] = str(error)
-        except OSError as error:
-            self._report.unreadable[record] = f"cannot be read: {error.strerror}"
+        except (OSError, MemoryError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not enough memory"
+            self._report.unreadable[record] = f"cannot be read: {reason}"
 
     def _look_at_wfdb(self, record: str) -> None:
         header = read_header(self._root / f"{record}.hea")
@@ -231,23 +232,22 @@ class _Survey:
             return False
 
 
-def _files_under(root: Path) -> dict[str, int]:
+def _sizes(root: Path) -> dict[str, int]:
     """Path relative to `root` -> size in bytes."""
-    files = {}
-    for folder, _, names in os.walk(root):
-        prefix = "" if (relative := os.path.relpath(folder, root)) == "." else f"{relative}/"
-        for name in names:
-            try:
-                files[prefix + name] = os.stat(os.path.join(folder, name)).st_size
-            except OSError:
-                continue  # a link that leads nowhere
-    return files
+    sizes = {}
+    for file in files_under(root):
+        try:
+            sizes[file] = os.stat(root / file).st_size
+        except OSError:
+            continue  # a link that leads nowhere
+    return sizes
 
 
 def _table(root: Path, files: dict[str, int]) -> dict[str, list[str]]:
     """Record's own name -> its labels, of the first of the lists that is there."""
     found = [path for name in REFERENCES for path in sorted(files) if path.rpartition("/")[2] == name]
-    return {row[0]: [label for label in row[1:] if label] for path in found[:1] for row in csv_rows(root / path)}
+    rows = csv_by_name(root / found[0]) if found else {}
+    return {name: [label for label in labels if label] for name, labels in rows.items()}
 
 
 def _recognise(root: Path, files: dict[str, int], table: dict[str, list[str]]) -> str:
@@ -384,7 +384,7 @@ def check(
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
-    files = _files_under(root)
+    files = _sizes(root)
     table = _table(root, files)
     kind = _recognise(root, files, table)
     digests = {}

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.errors import ModelError
+from runtime.onnx_file import read_onnx
 from runtime.session import write_atomically
 from runtime.spec import ModelSpec
 from train.errors import CheckpointError
@@ -74,9 +75,19 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise CheckpointError(f"{path} has a damaged header: {INFO_KEY} is no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
+        if _is_onnx(path):
+            raise CheckpointError(f"{path} is an exported model already; a .safetensors checkpoint is wanted") from None
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
     except KeyError:
         raise CheckpointError(f"{path} was not written by m2jl train: its header lacks {INFO_KEY}") from None
+
+
+def _is_onnx(path: Path) -> bool:
+    try:
+        read_onnx(path)
+    except ModelError:
+        return False
+    return True
 
 
 def network_info(net: M2JLNet, spec: ModelSpec) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from train.errors import DataError
-from train.table import HASHED_FOLDS, HASHED_TEST_FOLDS, Recording, Table, by_stem, csv_rows, find_csv, hashed_fold
+from train.table import HASHED_FOLDS, HASHED_TEST_FOLDS, Recording, Table, by_stem, csv_by_name, find_csv, hashed_fold
 
 CLASSES = ("NORMAL", "AF", "OTHER", "NOISY")
 CLASS_OF = dict(zip("NAO~", CLASSES, strict=True))  # as the lists of labels write them
@@ -34,15 +34,16 @@ def read_table(root: Path) -> Table:
     """Read the labels, and see which recordings are there, at any depth.
 
     Raises:
-        DataError: there is no list of labels, it is damaged, or none of the recordings is there.
+        DataError: there is no list of labels, it is damaged or names a recording twice, or none of the recordings is
+            there.
     """
     reference = _reference(root)
     if reference is None:
         raise DataError(f"{root} is not a CinC2017 folder: there is no {' and no '.join(REFERENCES)} in it")
     there = by_stem(root, ".hea").keys() & (paths := by_stem(root, ".mat")).keys()
     recordings, missing = [], 0
-    for number, row in enumerate(csv_rows(reference), start=1):
-        name, label = (*row, "")[:2]
+    for number, (name, words) in enumerate(csv_by_name(reference).items(), start=1):
+        label = (*words, "")[0]
         if label not in CLASS_OF:
             raise DataError(f"{reference}, line {number}: {label!r} is none of {', '.join(CLASS_OF)}")
         if name in there:

@@ -14,6 +14,7 @@ abnormality detection", Journal of Medical Imaging and Health Informatics 8(7):1
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from train.datasets import CPSC_NUMBERS, SNOMED
 from train.errors import DataError
-from train.table import HASHED_FOLDS, HASHED_TEST_FOLDS, Recording, Table, by_stem, csv_rows, find_csv, hashed_fold
+from train.table import HASHED_FOLDS, HASHED_TEST_FOLDS, Recording, Table, by_stem, csv_by_name, find_csv, hashed_fold
 from train.wfdb_files import UnreadableError, read_header
 
 log = logging.getLogger("train")
@@ -37,8 +38,8 @@ NAME = r"[AQ]\d{4}"  # Q: the challenge's extra recordings of the same source
 
 def diagnosis_codes(comments: Sequence[str]) -> list[str] | None:
     """SNOMED CT codes of a header's `Dx:` comment; None where there is no such comment."""
-    said = next((line[3:] for line in comments if line.startswith("Dx:")), None)
-    return None if said is None else [code for code in said.replace(" ", "").split(",") if code]
+    said = next(filter(None, (re.fullmatch(r"Dx\s*:(.*)", line) for line in comments)), None)
+    return None if said is None else [code for code in said[1].replace(" ", "").split(",") if code]
 
 
 def read_matlab(path: Path) -> NDArray[np.float32]:
@@ -46,11 +47,16 @@ def read_matlab(path: Path) -> NDArray[np.float32]:
 
     Raises:
         UnreadableError: it is no such file.
+        OSError, MemoryError: it cannot be read, or not now.
     """
     from scipy.io import loadmat
 
+    # Read here, so that scipy's own OSErrors tell of damage alone; its stubs do not know that it takes open files.
+    content = io.BytesIO(path.read_bytes())
     try:
-        signal = np.asarray(loadmat(path)["ECG"]["data"][0, 0], dtype=np.float32)
+        signal = np.asarray(loadmat(content)["ECG"]["data"][0, 0], dtype=np.float32)  # type: ignore[arg-type]
+    except MemoryError:
+        raise
     except Exception as error:
         raise UnreadableError(f"not a readable MATLAB recording: {error}") from error
     if signal.ndim != 2:
@@ -69,7 +75,7 @@ def recognises(root: Path) -> bool:
         return True
     headers = by_stem(root, ".hea")
     return all(re.fullmatch(NAME, name) for name in headers) and any(
-        re.search(rb"^\s*#\s*Dx:", path.with_suffix(".hea").read_bytes(), re.MULTILINE) for path in headers.values()
+        re.search(rb"^\s*#\s*Dx\s*:", path.with_suffix(".hea").read_bytes(), re.MULTILINE) for path in headers.values()
     )
 
 
@@ -77,7 +83,8 @@ def read_table(root: Path) -> Table:
     """Read the findings, and see which recordings are there, at any depth.
 
     Raises:
-        DataError: there is neither form of the set, it is damaged, or none of the recordings is there.
+        DataError: there is neither form of the set, it is damaged or its table names a recording twice, or none of the
+            recordings is there.
     """
     signals = by_stem(root, ".mat")
     reference = _reference(root)
@@ -108,8 +115,6 @@ def _findings_of_headers(headers: dict[str, Path]) -> dict[str, frozenset[str] |
         except UnreadableError:
             findings[name] = frozenset()  # reading its signal will tell
             continue
-        if codes is None:
-            raise DataError(f"{path}.hea has no #Dx: line, so nobody knows what the recording shows")
         findings[name] = frozenset(SNOMED[code] for code in codes if code in SNOMED) if codes else None
     return findings
 
@@ -117,7 +122,8 @@ def _findings_of_headers(headers: dict[str, Path]) -> dict[str, frozenset[str] |
 def _findings_of_table(reference: Path) -> dict[str, frozenset[str] | None]:
     """Findings by name; None where the line names none."""
     findings: dict[str, frozenset[str] | None] = {}
-    for number, (name, *words) in enumerate(csv_rows(reference)[1:], start=2):
+    _, *rows = csv_by_name(reference).items()
+    for number, (name, words) in enumerate(rows, start=2):
         try:
             findings[name] = frozenset(CPSC_NUMBERS[int(word)] for word in words if word.strip()) or None
         except (KeyError, ValueError):

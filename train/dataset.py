@@ -27,12 +27,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from firmware_bridge.errors import RecordingError
+from firmware_bridge.recording import mv_per_unit
 from runtime.errors import SourceError
 from runtime.filters import resample
 from runtime.spec import LEADS_12, ModelSpec
 from train.cache import INDEX, default_cache, partial_of, sweep, touch
 from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
-from train.errors import DataError
+from train.errors import DataError, ReadError
 from train.files import put_in_place
 from train.table import Recording, Table, open_table
 from train.wfdb_files import UnreadableError
@@ -43,8 +45,10 @@ Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # errors of the system that no time mends
+ANY_BYTES = "surrogateescape"  # the names of folders and files need not be UTF-8
 SUFFIXES = (".hea", ".dat", ".mat")  # of the files that make a recording
-FORMAT = 3  # of the cache's files; another number makes all caches anew
+FORMAT = 4  # of the cache's files; another number makes all caches anew
 CONTENT_STEP = 997  # samples between those that `content_hash` reads: a file that changes does so in many places
 
 
@@ -157,15 +161,19 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
         path: without suffix; a WFDB record, or, where it has no header, CPSC2018's MATLAB structure.
 
     Raises:
-        DataError: unreadable, a lead is missing, or a sample is not a number.
+        DataError: unreadable, a lead is missing or in no unit of voltage, or a sample is not a number.
+        ReadError: the system did not let it be read, or there is too little memory for it.
     """
-    if path.with_suffix(".hea").is_file() or not path.with_suffix(".mat").is_file():
-        signal, names, rate_hz = _read_wfdb(path)
-    else:
-        try:
-            signal, names, rate_hz = read_matlab(path.with_suffix(".mat")), LEADS_12, MATLAB_RATE_HZ
-        except UnreadableError as error:
-            raise DataError(f"{path}: {error}") from error
+    try:
+        if path.with_suffix(".hea").is_file() or not path.with_suffix(".mat").is_file():
+            signal, names, units, rate_hz = _read_wfdb(path)
+        else:
+            signal, rate_hz = read_matlab(path.with_suffix(".mat")), MATLAB_RATE_HZ
+            names, units = LEADS_12, ("mV",) * len(LEADS_12)
+    except (UnreadableError, *LASTING) as error:
+        raise DataError(f"{path}: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise ReadError(f"cannot read {path}: {str(error) or 'not enough memory'}") from error
     # A recorder held between both hands takes lead I, which CinC2017's files call plainly "ECG".
     index = {"I": 0} if tuple(names) == ("ECG",) else {name.upper(): k for k, name in enumerate(names)}
     if len(names) != len(signal):
@@ -174,7 +182,11 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
         columns = [index[lead.upper()] for lead in leads]
     except KeyError as error:
         raise MissingLeadError(f"{path}: lead {error.args[0]} is not in it, but {', '.join(names)}") from None
-    signal = np.ascontiguousarray(signal[columns], dtype=np.float32)
+    try:
+        scale = np.array([[mv_per_unit(path, names[column], units[column])] for column in columns])
+    except RecordingError as error:
+        raise DataError(str(error)) from error
+    signal = np.ascontiguousarray(signal[columns] * scale, dtype=np.float32)
     if not signal.shape[1]:
         raise DataError(f"{path}: holds no samples")
     if not np.isfinite(signal).all():
@@ -192,17 +204,19 @@ def held(signal_mv: Float32Array, rate_hz: float, spec: ModelSpec) -> Float32Arr
     return np.pad(signal_mv, ((0, 0), (0, max(0, needed - signal_mv.shape[1]))), mode="edge")
 
 
-def _read_wfdb(path: Path) -> tuple[NDArray[np.floating], Sequence[str], float]:
-    """(leads, samples) mV, the leads' names and the rate."""
+def _read_wfdb(path: Path) -> tuple[NDArray[np.floating], Sequence[str], Sequence[str], float]:
+    """(leads, samples), the leads' names and units, and the rate."""
     import wfdb
 
     try:
         record = wfdb.rdrecord(str(path))
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
-        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
     if not record.sig_name or not record.fs:
-        raise DataError(f"{path}: holds no signal, or does not say at what rate")
-    return record.p_signal.T, record.sig_name, float(record.fs)
+        raise UnreadableError("holds no signal, or does not say at what rate")
+    return record.p_signal.T, record.sig_name, record.units, float(record.fs)
 
 
 def _prepare(path: Path, spec: ModelSpec) -> tuple[Float32Array, bool]:
@@ -216,14 +230,16 @@ def _prepare(path: Path, spec: ModelSpec) -> tuple[Float32Array, bool]:
 
 
 def _cache_key(spec: ModelSpec, table: Table, recordings: Sequence[Recording]) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {spec.signal_key()} {spec.window_samples} {table.root.resolve()}".encode())
+    about = f"{FORMAT} {spec.signal_key()} {spec.window_samples} {table.root.resolve()}"
+    digest = hashlib.sha256(about.encode(errors=ANY_BYTES))
     for recording in recordings:
         for suffix in SUFFIXES:
             try:
                 stat = recording.path.with_suffix(suffix).stat()
             except FileNotFoundError:
                 continue
-            digest.update(f"{recording.name} {suffix} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            told = f"{recording.name} {suffix} {stat.st_size} {stat.st_mtime_ns}\n"
+            digest.update(told.encode(errors=ANY_BYTES))
     return digest.hexdigest()[:24]
 
 
@@ -313,6 +329,7 @@ def load_table(
     Raises:
         DataError: the data set lacks one of the spec's labels or one of the folds, no readable recording of these
             folds is there, or the cache cannot be written or read.
+        ReadError: a recording could not be read for no fault of its own; nothing is kept.
     """
     strangers = [label for label in spec.labels if label not in table.vocabulary]
     if strangers:

@@ -2,6 +2,7 @@
 
     TrainError
     ├── DataError        a data folder is not what it is said to be, or a table in it is damaged
+    ├── ReadError        a recording cannot be read now, for no fault of its own
     ├── CheckpointError  a checkpoint is missing, damaged, or of another model
     ├── PresetError      an unknown preset, or values in it that make no sense
     ├── OutOfMemoryError a batch does not fit into the device's memory
@@ -19,6 +20,10 @@ class TrainError(Exception):
 
 class DataError(TrainError):
     """A data folder that cannot be used."""
+
+
+class ReadError(TrainError):
+    """A recording that cannot be read now, for no fault of its own: nothing may be concluded of it, or kept."""
 
 
 class CheckpointError(TrainError):

@@ -198,14 +198,15 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
     """The figures of scored folds, as `m2jl evaluate --json` prints them.
 
     The macro figures are means over the same labels, and `labels_left_out` names those that they leave out (see
-    `train.metrics`); in each draw of an interval it is the draw's own.
+    `train.metrics`); in each draw of an interval it is the draw's own.  A label's figure that is undefined is None: F1
+    and sensitivity where no record has it, specificity where every record has it, PPV where it is never predicted.
     """
     spec, data, probability = scored.spec, scored.data, scored.probability
     truth = data.targets.astype(bool)
     thresholds = np.asarray(spec.thresholds)
     confusion, found = Confusion.of(truth, probability >= thresholds), Figures.of(truth, probability, thresholds)
-    f1, sensitivity = confusion.f1(), confusion.sensitivity()
-    specificity, ppv = confusion.specificity(), confusion.ppv()
+    f1 = np.where(truth.any(axis=0), confusion.f1(), np.nan)
+    sensitivity, specificity, ppv = confusion.sensitivity(), confusion.specificity(), confusion.ppv()
     ends = bootstrap_intervals(
         lambda rows: Figures.of(truth[rows], probability[rows], thresholds).vector(), len(truth), repeats=repeats
     )
@@ -236,10 +237,10 @@ def report(path: Path, scored: Scored, *, repeats: int = 1000) -> dict[str, Any]
         "per_label": {
             label: {
                 "auc": _figure(float(found.per_label[0, k])),
-                "f1": round(float(f1[k]), 4),
-                "sensitivity": round(float(sensitivity[k]), 4),
-                "specificity": round(float(specificity[k]), 4),
-                "ppv": round(float(ppv[k]), 4),
+                "f1": _figure(float(f1[k])),
+                "sensitivity": _figure(float(sensitivity[k])),
+                "specificity": _figure(float(specificity[k])),
+                "ppv": _figure(float(ppv[k])),
                 "average_precision": _figure(average_precision(truth[:, k], probability[:, k])),
                 "calibration_error": round(Reliability.of(truth[:, k], probability[:, k]).expected_error(), 4),
                 "brier": round(brier(truth[:, k], probability[:, k]), 4),
@@ -262,13 +263,17 @@ def most_probable(labels: Sequence[str], truth: NDArray[np.bool_], probability: 
     """Figures of the most probable label alone, for recordings that have exactly one; thresholds play no part.
 
     `f1_macro` leaves out the labels that `macro_f1` does; the challenge's own score is always of its three classes.
+    A label that no recording has has no F1.
     """
     taken = np.eye(len(labels), dtype=bool)[probability.argmax(axis=1)]
-    f1 = dict(zip(labels, Confusion.of(truth, taken).f1().tolist(), strict=True))
+    f1, positives = dict(zip(labels, Confusion.of(truth, taken).f1().tolist(), strict=True)), truth.sum(axis=0)
     figures: dict[str, Any] = {
         "accuracy": round(float(truth[taken].mean()), 4),
         "f1_macro": _figure(macro_f1(truth, taken.astype(float), np.full(len(labels), 0.5))),
-        "f1": {label: round(value, 4) for label, value in f1.items()},
+        "f1": {
+            label: round(value, 4) if count else None
+            for (label, value), count in zip(f1.items(), positives.tolist(), strict=True)
+        },
     }
     if f1.keys() >= set(CHALLENGE_2017):
         figures["challenge_f1"] = round(float(np.mean([f1[label] for label in CHALLENGE_2017])), 4)

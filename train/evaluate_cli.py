@@ -72,6 +72,7 @@ def evaluate(
         if file is not None:
             _try_place(file)
     path = find_model(model)
+    _refuse_one_file_for_two({"the model": path, "--predictions": predictions, "--html": html})
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
         scored = score(path, data, fold, stream=stream, labelled=labelled, cache=cache, progress=stepper(bar, task))
@@ -111,6 +112,18 @@ def _try_place(file: Path) -> None:
         raise DataError(f"cannot write {file}: {error.strerror}") from error
 
 
+def _refuse_one_file_for_two(places: dict[str, Path | None]) -> None:
+    """Raise DataError where one of these files would be written over another."""
+    from itertools import combinations
+
+    from train.errors import DataError
+
+    files = {what: file for what, file in places.items() if file is not None}
+    for (one, file), (other, over) in combinations(files.items(), 2):
+        if file.resolve() == over.resolve() or (file.exists() and over.exists() and file.samefile(over)):
+            raise DataError(f"{over}: {other} would be written over {one}")
+
+
 def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
     """The figures for people."""
     from rich.box import SIMPLE_HEAD
@@ -146,7 +159,8 @@ def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:
         typer.echo(f", macro-F1 {macro_f1}", nl="challenge_f1" not in most_probable)
         if "challenge_f1" in most_probable:
             typer.echo(f", F1 as the challenge scores {most_probable['challenge_f1']:.4f}")
-        typer.echo("  F1 " + ", ".join(f"{label} {f1:.3f}" for label, f1 in most_probable["f1"].items()))
+        by_label = (f"{label} {'-' if f1 is None else f'{f1:.3f}'}" for label, f1 in most_probable["f1"].items())
+        typer.echo(f"  F1 {', '.join(by_label)}")
     columns = {
         "auc": "AUC",
         "f1": "F1",

@@ -2,7 +2,7 @@
 
 Macro figures are means over the labels that some of the recordings have and others lack (`told_apart`).  The others
 have no AUC, and an F1 that says nothing (of a label without positives it is 0 whatever the model does): they are left
-out of macro-AUC and macro-F1 alike, in each draw of a bootstrap too.
+out of macro-AUC and macro-F1 alike, in each draw of a bootstrap too.  A share of no records is NaN.
 """
 
 from __future__ import annotations
@@ -77,20 +77,24 @@ class Confusion:
         return float(_ratio(2 * tp, 2 * tp + fp + fn))
 
     def sensitivity(self) -> NDArray[np.float64]:
-        """Recall per label."""
-        return _ratio(self.tp, self.tp + self.fn)
+        """Recall per label; NaN where no record has it."""
+        return _share(self.tp, self.tp + self.fn)
 
     def specificity(self) -> NDArray[np.float64]:
-        """True negative rate per label."""
-        return _ratio(self.tn, self.tn + self.fp)
+        """True negative rate per label; NaN where every record has it."""
+        return _share(self.tn, self.tn + self.fp)
 
     def ppv(self) -> NDArray[np.float64]:
-        """Precision per label."""
-        return _ratio(self.tp, self.tp + self.fp)
+        """Precision per label; NaN where it is never predicted."""
+        return _share(self.tp, self.tp + self.fp)
 
 
 def _ratio(top: NDArray[np.int64] | int, bottom: NDArray[np.int64] | int) -> NDArray[np.float64]:
     return np.asarray(top / np.maximum(bottom, 1), np.float64)
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(whole > 0, _ratio(part, whole), np.nan)
 
 
 def macro_f1(y_true: BoolArray, y_prob: FloatArray, thresholds: FloatArray) -> float:
@@ -212,7 +216,8 @@ class Figures:
 
     Attributes:
         macro_auc, macro_f1, micro_f1: see `macro_auc`, `macro_f1`, `Confusion.micro_f1`.
-        per_label: `PER_LABEL` by row, (5, labels); NaN for labels that are not `told_apart`.
+        per_label: `PER_LABEL` by row, (5, labels); NaN for labels that are not `told_apart`, and the PPV of those
+            that are never predicted.
     """
 
     macro_auc: float

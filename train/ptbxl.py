@@ -1,7 +1,8 @@
-"""PTB-XL as its publishers ship it: the tables, the official folds, superclasses and SCP statements.
+"""PTB-XL as its publishers ship it: the tables, the official folds, superclasses, SCP statements and reports.
 
     table = read_table(Path("ptb-xl"))
     table.recordings[0].name, table.recordings[0].fold, table.recordings[0].labels    # 285, 2, {"CD", "LAFB", "SR"}
+    remarks(Path("ptb-xl"))[285]                            # {"word left", "heart_axis LAD", "LAFB 100 %", ...}
 
 Source: Wagner et al., "PTB-XL, a large publicly available electrocardiography dataset", Scientific Data 7:154
 (2020), CC BY 4.0.  Labels follow Strodthoff et al., IEEE JBHI 25(5):1519-1528 (2021): every SCP statement of a
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.errors import DataError
+from train.remarks import words
 from train.table import Recording, Table, csv_dicts
 
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
@@ -44,6 +46,8 @@ RHYTHM = (
 DATABASE, STATEMENTS = "ptbxl_database.csv", "scp_statements.csv"
 COLUMN_OF_RATE = {100: "filename_lr", 500: "filename_hr"}
 HIGH_AT_100_HZ = 45.0  # what is left of 50 Hz by a filter's slope
+REPORT, REMARK_COLUMNS = "report", ("heart_axis", "infarction_stadium1", "infarction_stadium2")
+LIKELIHOODS = (15, 35, 50, 80, 100)  # in per cent: those that the table has beside 0, which stands for unknown
 FOLDS = range(1, 11)
 TEST_FOLDS = (10,)
 
@@ -74,17 +78,24 @@ def superclass_of(root: Path) -> dict[str, str]:
         raise DataError(f"{path} is damaged: {error!r}") from error
 
 
+def statement_names(root: Path) -> frozenset[str]:
+    """Every SCP statement of `scp_statements.csv`."""
+    return frozenset(row[""] for row in _rows(root / STATEMENTS))
+
+
 def entries(root: Path) -> Iterator[Entry]:
     """The recordings that the table names, in its order.
 
     Raises:
-        DataError: `root` is not PTB-XL's folder, or a table is damaged.
+        DataError: `root` is not PTB-XL's folder, or a table is damaged: it names no recording, or one twice, or a
+            statement that the table of statements lacks.
     """
-    superclass = superclass_of(root)
+    superclass, known = superclass_of(root), statement_names(root)
+    named: set[int] = set()
     for number, row in enumerate(_rows(root / DATABASE), start=2):
         try:
             statements = frozenset(ast.literal_eval(row["scp_codes"]))
-            yield Entry(
+            entry = Entry(
                 int(row["ecg_id"]),
                 int(row["strat_fold"]),
                 statements,
@@ -92,7 +103,47 @@ def entries(root: Path) -> Iterator[Entry]:
                 {rate_hz: row[column] for rate_hz, column in COLUMN_OF_RATE.items()},
             )
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
-            raise DataError(f"{root / DATABASE}, line {number}: {error!r}") from error
+            raise _damaged(root, number, error) from error
+        if entry.name in named:
+            raise DataError(f"{root / DATABASE}, line {number} names {entry.name} again")
+        if strangers := statements - known:
+            raise DataError(
+                f"{root / DATABASE}, line {number} names {', '.join(sorted(map(str, strangers)))}, which {STATEMENTS} "
+                "does not: one of the two is damaged"
+            )
+        named.add(entry.name)
+        yield entry
+    if not named:
+        raise DataError(f"{root / DATABASE} names no recordings")
+
+
+def remarks(root: Path) -> dict[int, frozenset[str]]:
+    """What the table says of each recording beside its statements, by its name; see `train.remarks`.
+
+    The report's words, the heart's axis, the stage of an infarction, and how likely at least a statement was held to
+    be.  Columns that the table lacks say nothing.
+
+    Raises:
+        DataError: `root` is not PTB-XL's folder, or the table is damaged.
+    """
+    said: dict[int, frozenset[str]] = {}
+    for number, row in enumerate(_rows(root / DATABASE), start=2):
+        try:
+            stated = [
+                f"{statement} {least} %"
+                for statement, likelihood in ast.literal_eval(row["scp_codes"]).items()
+                for least in LIKELIHOODS
+                if likelihood >= least
+            ]
+            coded = [f"{column} {row[column]}" for column in REMARK_COLUMNS if row.get(column)]
+            said[int(row["ecg_id"])] = frozenset([*words(row.get(REPORT, "")), *coded, *stated])
+        except (KeyError, ValueError, SyntaxError, TypeError, AttributeError) as error:
+            raise _damaged(root, number, error) from error
+    return said
+
+
+def _damaged(root: Path, line: int, error: Exception) -> DataError:
+    return DataError(f"{root / DATABASE}, line {line}: {error!r}")
 
 
 def recognises(root: Path) -> bool:
@@ -117,7 +168,7 @@ def read_table(root: Path, rates_hz: Sequence[int] = (100, 500)) -> Table:
     else:
         at = " or ".join(map(str, rates_hz))
         raise DataError(f"{root}: the table names {len(named)} recordings at {at} Hz, none of which is there")
-    names = tuple(sorted(row[""] for row in _rows(root / STATEMENTS)))
+    names = tuple(sorted(statement_names(root)))
     vocabulary = (*SUPERCLASSES, *(name for name in names if name not in SUPERCLASSES))
     missing = len(named) - len(recordings)
     return Table("PTB-XL", root, recordings, missing, vocabulary, names, FOLDS, TEST_FOLDS)

@@ -109,8 +109,9 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
     origin = figures["thresholds_from"] or "an unknown set"
     left_out = f" ({scored.unlabelled} without any of the labels left out)" if scored.unlabelled else ""
     about = (
-        f"{_e(figures['data'])}, {scored.where} · {figures['records']} records{left_out} · "
-        f"thresholds from {_e(origin)} · {_e(spec.precision)} · sha256 <code>{_e(scored.sha256[:12])}</code>"
+        f"{_e(figures['data'])}, {scored.where} · {figures['records']} records{left_out}{_not_scored(figures)}"
+        f"{_streamed(figures)} · thresholds from {_e(origin)} · {_e(spec.precision)} · "
+        f"sha256 <code>{_e(scored.sha256[:12])}</code>"
     )
     caveat = f'<p class="caveat">Beware: {_e(scored.caveat)}.</p>' if scored.caveat else ""
     sections = (
@@ -169,6 +170,24 @@ def _page(figures: dict[str, Any], scored: Scored) -> str:
 
 def _e(value: object) -> str:
     return html.escape(str(value))
+
+
+def _not_scored(figures: dict[str, Any]) -> str:
+    """What there was nothing to score of, where there was such."""
+    counts = (
+        (len(figures["records_unreadable"]), "unreadable"),
+        (figures["records_without_files"], "without files, over all folds"),
+    )
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f" · not scored: {told}" if told else ""
+
+
+def _streamed(figures: dict[str, Any]) -> str:
+    """That the recordings were streamed, and how they score as a whole."""
+    if "batch" not in figures:
+        return ""
+    auc, f1 = (_figure(value, 4) for value in figures["batch"].values())
+    return f" · streamed; as a whole macro-AUC {auc}, macro-F1 {f1}"
 
 
 def _left_out(figures: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,33 @@ def hashed_fold(name: str) -> int:
     return 1 + int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(HASHED_FOLDS)
 
 
+def files_under(root: Path) -> list[str]:
+    """Paths of all files at any depth, relative to `root` and with slashes.
+
+    Linked folders are followed, each folder once, by its own name where it has one here.  What macOS lays beside files
+    (`._A0001.hea`) is passed over.
+    """
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    tops = [os.fspath(root)]
+    for top in tops:  # which grows by the links that are found
+        for folder, folders, names in os.walk(top):
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            folders.sort()
+            tops += filter(os.path.islink, (os.path.join(folder, name) for name in folders))
+            prefix = "" if (inner := os.path.relpath(folder, root)) == "." else f"{inner.replace(os.sep, '/')}/"
+            files += [prefix + name for name in names if not name.startswith("._")]
+    return files
+
+
 def by_stem(root: Path, suffix: str) -> dict[str, Path]:
     """Name of each file with that suffix, at any depth -> its path without it; of two of one name the first counts."""
     found: dict[str, Path] = {}
-    for path in sorted(root.rglob(f"*{suffix}")):
+    for path in sorted(root / name for name in files_under(root) if name.endswith(suffix)):
         found.setdefault(path.stem, path.with_suffix(""))
     return found
 
@@ -89,13 +113,30 @@ def csv_rows(path: Path) -> list[list[str]]:
 
 
 def csv_dicts(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by the names in its first one; a row that was cut lacks names.
+    """The rows of a CSV file by the names in its first one.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or a row was cut.
     """
     names, *rows = csv_rows(path) or [[]]
+    for number, row in enumerate(rows, start=2):
+        if len(row) < len(names):
+            raise DataError(f"{path}, line {number} has {len(row)} columns instead of {len(names)}")
     return [dict(zip(names, row, strict=False)) for row in rows]
+
+
+def csv_by_name(path: Path) -> dict[str, list[str]]:
+    """First column of a CSV file -> the others, row by row.
+
+    Raises:
+        DataError: it cannot be read, or names something twice.
+    """
+    rows: dict[str, list[str]] = {}
+    for number, (name, *others) in enumerate(csv_rows(path), start=1):
+        if name in rows:
+            raise DataError(f"{path}, line {number} names {name} again")
+        rows[name] = others
+    return rows
 
 
 def find_csv(root: Path, names: Sequence[str], is_it: Callable[[list[str]], bool]) -> Path | None:
@@ -104,8 +145,9 @@ def find_csv(root: Path, names: Sequence[str], is_it: Callable[[list[str]], bool
     Raises:
         DataError: a file of such a name cannot be read.
     """
+    files = [root / file for file in files_under(root)]
     for name in names:
-        for path in sorted(root.rglob(name)):
+        for path in sorted(file for file in files if file.name == name):
             rows = csv_rows(path)
             if rows and is_it(rows[0]):
                 return path

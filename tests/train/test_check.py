@@ -282,6 +282,41 @@ def test_a_damaged_table_is_named_with_its_line(tree: Path) -> None:
     fails(tree, "ptbxl_database.csv, line 3")
 
 
+def test_a_table_that_names_nothing_is_no_whole_data_set(m2jl: M2jl, tree: Path) -> None:
+    damage(tree / "ptbxl_database.csv", lambda blob: blob.partition(b"\n")[0])
+    fails(tree, "ptbxl_database.csv names no recordings")
+    assert m2jl("data", "check", tree)[0] == 2
+
+
+def test_a_list_that_names_a_recording_again(fixtures: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(fixtures / "cinc2017", tmp_path / "cinc2017")
+    damage(root / "training" / "REFERENCE.csv", lambda blob: blob + blob.partition(b"\n")[0])
+    fails(root, "REFERENCE.csv, line 5 names A00004 again")
+
+
+def test_linked_folders_are_followed(tree: Path, tmp_path: Path) -> None:
+    (tree / "records100").rename(tmp_path / "elsewhere")
+    (whole(tree) / "records100").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(tree, target_is_directory=True)
+    report = check(tree)
+    assert (report.whole, report.records) == (True, 26)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(MemoryError(), "not enough memory"), (PermissionError(13, "Permission denied"), "Permission denied")],
+    ids=["memory", "denied"],
+)
+def test_a_recording_that_cannot_be_read_now_is_named_with_the_reason(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, says: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("train.check.decode", refuse)
+    assert set(check(tree).unreadable.values()) == {f"cannot be read: {says}"}
+
+
 def test_one_rate_may_be_chosen(tree: Path) -> None:
     for path in sorted(tree.glob("records100/*/*_lr.*")):
         copy = tree / "records500" / path.parent.name / path.name.replace("_lr", "_hr")

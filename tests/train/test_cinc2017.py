@@ -63,6 +63,12 @@ def test_a_damaged_line_is_named(folder: Path, line: str) -> None:
         read_table(folder)
 
 
+def test_a_recording_that_is_named_again(folder: Path) -> None:
+    (folder / "training" / "REFERENCE.csv").write_text("A00004,A\nA00034,~\n\nA00004,A\n")
+    with pytest.raises(DataError, match=r"REFERENCE.csv, line 3 names A00004 again$"):
+        read_table(folder)
+
+
 def test_none_is_there(folder: Path) -> None:
     for path in folder.glob("training/*.mat"):
         path.unlink()

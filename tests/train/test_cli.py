@@ -406,3 +406,17 @@ def test_the_time_left_begins_anew_with_another_network(monkeypatch: pytest.Monk
     told = time_left(monkeypatch, first + second, 121)
     assert told[0] == "10 of 121, 6 min left"
     assert told[-2:] == ["120 of 121, 0 min left", "9 of 121, 6 min left"]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--list")], ids=" ".join)
+def test_a_table_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """As in `m2jl train --list | head -1`: the pipe's other end is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "m2jl", *arguments], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")

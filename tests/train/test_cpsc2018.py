@@ -13,7 +13,7 @@ from scipy.io import savemat
 from runtime.spec import LEADS_12, ModelSpec
 from train.cpsc2018 import FINDINGS, diagnosis_codes, read_table
 from train.dataset import load, read_signal
-from train.errors import DataError
+from train.errors import DataError, ReadError
 from train.table import open_table
 
 SPEC = ModelSpec(name="twelve leads", labels=FINDINGS, thresholds=(0.5,) * 9)
@@ -98,6 +98,8 @@ def test_both_forms_give_the_same_data(folder: Path, original: Path, tmp_path: P
         (("Age: 7", "Dx: 164889003, 59118001"), ["164889003", "59118001"]),
         (("Dx:",), []),
         (("Dx: ",), []),
+        (("Dx : 164889003",), ["164889003"]),
+        (("Dxs: 164889003",), None),
         (("Age: 7",), None),
         ((), None),
     ],
@@ -106,11 +108,49 @@ def test_codes_of_a_header(comments: tuple[str, ...], codes: list[str] | None) -
     assert diagnosis_codes(comments) == codes
 
 
-def test_a_header_that_names_no_findings_is_refused_by_name(folder: Path) -> None:
-    path = folder / "Q0007.hea"
+def test_a_header_that_names_no_findings_leaves_its_recording_out_and_the_others_in(folder: Path) -> None:
+    path = folder / "A1041.hea"
     path.write_text(path.read_text().replace("#Dx:", "#Age:"))
-    with pytest.raises(DataError, match=r"Q0007.hea has no #Dx: line"):
+    path = folder / "Q1804.hea"
+    path.write_text(path.read_text().replace("#Dx:", "# Dx :"))
+    assert labels(folder) == {"Q1804": "NSR"}
+    assert open_table(folder).unlabelled == 2
+
+
+def test_headers_none_of_which_names_findings_are_refused(folder: Path) -> None:
+    for path in folder.glob("*.hea"):
+        path.write_text(path.read_text().replace("#Dx:", "#Age:"))
+    with pytest.raises(DataError, match="none of the 0 recordings with a diagnosis is there"):
         read_table(folder)
+    with pytest.raises(DataError, match="holds no known data set"):
+        open_table(folder)
+
+
+def test_what_macos_lays_beside_files_is_passed_over(folder: Path) -> None:
+    wanted = labels(folder)
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    table = open_table(folder)
+    assert ([recording.name for recording in table.recordings], table.unlabelled) == (list(wanted), 1)
+
+
+def test_a_recording_that_is_named_again(original: Path) -> None:
+    (original / "REFERENCE.csv").write_text(f"{HEADER}A1041,2,4,\nQ1804,1,,\nA1041,2,4,\n")
+    with pytest.raises(DataError, match=r"REFERENCE.csv, line 4 names A1041 again$"):
+        read_table(original)
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), MemoryError()], ids=["denied", "memory"])
+def test_a_structure_that_cannot_be_read_now_ends_it_and_nothing_is_kept(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(*((Path, "read_bytes") if isinstance(fault, OSError) else ("scipy.io.loadmat",)), refuse)
+    with pytest.raises(ReadError, match=r"^cannot read .*A1041: (.*Permission denied|not enough memory)$"):
+        load(original, SPEC, range(1, 11), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_damaged_header_leaves_its_recording_out_and_the_others_in(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from runtime.chain import SignalChain
 from runtime.filters import resample
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load, mean_by_record, read_signal
-from train.errors import DataError
+from train.errors import DataError, ReadError
 
 RECORD = "records100/01000/01123_lr"  # of fold 9
 
@@ -171,6 +171,11 @@ def not_a_number(path: Path) -> None:
     samples.tofile(path.with_suffix(".dat"))
 
 
+def folder_for_a_file(path: Path) -> None:
+    (path.parent / "folder.dat").mkdir()
+    replace_in(path.with_suffix(".hea"), "01123_lr.dat", "folder.dat")
+
+
 def header(old: str, new: str) -> Callable[[Path], None]:
     return lambda path: replace_in(path.with_suffix(".hea"), old, new)
 
@@ -182,6 +187,8 @@ DAMAGE = {
     "no rate": (header(" 100 1000", " 0 1000"), "rate"),
     "no signal": (lambda path: path.with_suffix(".hea").write_text("01123_lr 0 100 1000\n"), "no signal"),
     "no header": (lambda path: path.with_suffix(".hea").write_bytes(bytes(range(256))), "01123_lr"),
+    "no voltage": (header("1000.0(0)/mV 16 0 52 1900 0 AVR", "1000.0(0)/mmHg 16 0 52 1900 0 AVR"), "AVR is in mmHg"),
+    "a folder for a file": (folder_for_a_file, "Is a directory"),
 }
 
 
@@ -223,6 +230,61 @@ def test_a_recording_that_cannot_be_used_is_named_counted_and_left_out(
     np.testing.assert_array_equal(data.targets, validation.targets[1:])
     # The cache remembers it.
     assert load(tree, spec, [9], cache=tmp_path / "cache").unreadable == (RECORD,)
+
+
+@pytest.mark.parametrize(("unit", "gain"), [("uV", "1.0"), ("V", "1000000.0"), ("nV", "0.001")])
+def test_units_are_brought_to_mv(
+    tree: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData, unit: str, gain: str
+) -> None:
+    header("1000.0(0)/mV", f"{gain}(0)/{unit}")(tree / RECORD)
+    data = load(tree, spec, [9], cache=tmp_path)
+    np.testing.assert_allclose(data.samples, validation.samples, rtol=1e-5, atol=1e-6)
+
+
+def test_a_lead_that_is_not_asked_for_may_be_in_any_unit(tree: Path, spec: ModelSpec) -> None:
+    wanted, _ = read_signal(tree / RECORD, ("I", "II"))
+    header("1000.0(0)/mV 16 0 52 1900 0 AVR", "1000.0(0)/mmHg 16 0 52 1900 0 AVR")(tree / RECORD)
+    np.testing.assert_array_equal(read_signal(tree / RECORD, ("I", "II"))[0], wanted)
+    with pytest.raises(DataError, match=rf"{RECORD}: signal AVR is in mmHg, which is no voltage and so no ECG$"):
+        read_signal(tree / RECORD, spec.leads)
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(5, "Input/output error"), OSError(24, "Too many open files"), MemoryError()], ids=str
+)
+def test_a_recording_that_cannot_be_read_now_ends_it_and_nothing_is_kept(
+    mini: Path,
+    spec: ModelSpec,
+    tmp_path: Path,
+    validation: EcgData,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    read = wfdb.rdrecord
+
+    def refuse(name: str) -> wfdb.Record:
+        if name.endswith("11200_lr"):
+            raise fault
+        return read(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wfdb, "rdrecord", refuse)
+        with pytest.raises(ReadError, match=r"^cannot read .*11200_lr: ") as caught:
+            load(mini, spec, [9], cache=tmp_path)
+    assert caught.value.exit_code == 2
+    assert (str(fault) or "not enough memory") in str(caught.value)
+    assert folders(tmp_path) == []
+    np.testing.assert_array_equal(load(mini, spec, [9], cache=tmp_path).samples, validation.samples)
+
+
+def test_a_folder_whose_name_is_not_utf_8(mini: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(mini, root)
+    except (OSError, shutil.Error):
+        pytest.skip("this file system takes names in UTF-8 only")
+    data = load(root, spec, [9], cache=tmp_path / "cache")
+    np.testing.assert_array_equal(data.samples, validation.samples)
 
 
 def test_nothing_readable(tree: Path, spec: ModelSpec, tmp_path: Path) -> None:

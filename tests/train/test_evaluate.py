@@ -86,9 +86,12 @@ def test_figures_are_scikit_learn_s_at_the_thresholds_in_the_model(a_checkpoint:
         ("f1", sk.f1_score(y, decided, average=None, zero_division=0)),
         ("sensitivity", sk.recall_score(y, decided, average=None)),
         ("specificity", sk.recall_score(~y, ~decided, average=None)),
-        ("ppv", sk.precision_score(y, decided, average=None, zero_division=0)),
+        ("ppv", sk.precision_score(y, decided, average=None, zero_division=np.nan)),
     ):
-        np.testing.assert_allclose([row[name] for row in rows], wanted, atol=1e-4, err_msg=name)
+        shown = [np.nan if row[name] is None else row[name] for row in rows]
+        np.testing.assert_allclose(shown, wanted, atol=1e-4, err_msg=name)
+    assert not decided[:, 3].any()
+    assert rows[3]["ppv"] is rows[3]["ci95"]["ppv"] is None
 
 
 def test_other_thresholds_in_the_model_give_other_decisions_and_the_same_auc(
@@ -114,8 +117,9 @@ def test_the_report_has_what_others_rely_on(a_checkpoint: Path, scored: Scored, 
         assert low < figures[name] < high
     for row in figures["per_label"].values():
         assert list(row["ci95"]) == list(PER_LABEL)
-        for name, (low, high) in row["ci95"].items():
-            assert low <= row[name] <= high
+        for name, ends in row["ci95"].items():
+            assert (ends is None) == (row[name] is None)
+            assert ends is None or ends[0] <= row[name] <= ends[1]
 
 
 def test_the_same_fold_gives_the_same_report_twice(a_checkpoint: Path, scored: Scored) -> None:
@@ -137,6 +141,28 @@ def test_a_label_that_is_not_in_the_fold_has_no_auc_and_the_report_is_still_json
     assert figures["labels_left_out"] == [label for label, row in figures["per_label"].items() if row["auc"] is None]
     assert "HYP" in figures["labels_left_out"]
     assert report(a_checkpoint, scored, repeats=1)["labels_left_out"] == []
+
+
+def test_what_is_undefined_of_a_label_is_shown_as_nothing(
+    m2jl: M2jl, a_checkpoint: Path, scored: Scored, mini: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets, probability = scored.data.targets.copy(), scored.probability.copy()
+    targets[:, 0], targets[:, 1] = 0, 1
+    targets[:, 2], probability[:, 2] = [1, 0, 0, 0, 0, 0], 0.01  # never predicted
+    made = replace(scored, data=replace(scored.data, targets=targets), probability=probability)
+    monkeypatch.setattr(train.evaluate, "score", lambda *_, **__: made)
+    command = ("evaluate", a_checkpoint, "--data", mini, "--cache", cache)
+    rows = json.loads(m2jl(*command, "--json")[1])["per_label"]
+    undefined = {label: {name for name in PER_LABEL if row[name] is None} for label, row in rows.items()}
+    assert undefined["NORM"] >= {"auc", "f1", "sensitivity"}
+    assert "specificity" not in undefined["NORM"]
+    assert {"auc", "specificity"} <= undefined["MI"] <= {"auc", "specificity", "ppv"}
+    assert undefined["STTC"] == {"ppv"}
+    assert (rows["STTC"]["f1"], rows["STTC"]["sensitivity"]) == (0.0, 0.0)
+    code, out, _ = m2jl(*command)
+    assert code == 0
+    assert re.search(r"^ *STTC +[0-9.]+ +0\.000 +0\.000 +1\.000 +- ", out, re.MULTILINE)
+    assert re.search(r"^ *NORM +- +- +- +[0-9.]+ ", out, re.MULTILINE)
 
 
 def test_recordings_too_few_for_an_interval_have_none(a_checkpoint: Path, scored: Scored) -> None:
@@ -214,6 +240,19 @@ def test_the_command_prints_a_table_for_people(m2jl: M2jl, a_checkpoint: Path, m
     assert all(label in out for label in ("NORM", "MI", "STTC", "CD", "HYP"))
 
 
+def test_a_recording_that_cannot_be_read_now_is_one_line(
+    m2jl: M2jl, a_checkpoint: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("wfdb.rdrecord", refuse)
+    code, out, err = m2jl("evaluate", a_checkpoint, "--data", mini, "--cache", tmp_path)
+    assert (code, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert err.startswith(f"m2jl: error: cannot read {mini / 'records100/04000/04448_lr'}: [Errno 24] Too many open")
+    assert err.count("\n") == 1
+
+
 def test_what_a_user_can_mend_ends_with_2_and_one_line(
     m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -258,6 +297,27 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(
     assert (code, out) == (2, "")
     assert err == f"m2jl: error: cannot write {tmp_path / place}: {says}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_no_file_is_written_over_another(
+    m2jl: M2jl, a_checkpoint: Path, mini: Path, cache: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "net.safetensors"
+    shutil.copy(a_checkpoint, model)
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "hard").hardlink_to(model)
+    (tmp_path / "sub").mkdir()
+    one, other = tmp_path / "one", tmp_path / "sub" / ".." / "one"
+    for options, says in (
+        (("--predictions", model), f"{model}: --predictions would be written over the model"),
+        (("--html", tmp_path / "link"), f"{tmp_path / 'link'}: --html would be written over the model"),
+        (("--html", tmp_path / "hard"), f"{tmp_path / 'hard'}: --html would be written over the model"),
+        (("--predictions", one, "--html", other), f"{other}: --html would be written over --predictions"),
+    ):
+        code, out, err = m2jl("evaluate", model, "--data", mini, "--cache", cache, *options)
+        assert (code, out, err) == (2, "", f"m2jl: error: {says}\n")
+    assert model.read_bytes() == a_checkpoint.read_bytes()
+    assert not one.exists()
 
 
 def test_predictions_are_written_whole_or_not_at_all(
@@ -406,6 +466,7 @@ def test_figures_of_the_most_probable_label() -> None:
     # Without the one record of C: its F1 counts for the challenge, which knows three classes, and not in the mean.
     without = most_probable(("NORMAL", "AF", "OTHER"), truth[:5], probability[:5])
     assert (without["f1_macro"], without["challenge_f1"]) == (0.8, 0.5333)
+    assert without["f1"] == {"NORMAL": 0.8, "AF": 0.8, "OTHER": None}
     assert most_probable(("A", "B", "C"), truth[:3], probability[:3])["f1_macro"] is None
 
 
@@ -534,15 +595,19 @@ def test_streamed_recordings_score_as_whole_ones(mini: Path, cache: Path) -> Non
 
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_stream_that_scores_otherwise_than_the_whole_fails(
-    m2jl: M2jl, mini: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+    m2jl: M2jl, mini: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     if wrong:
         stream = train.evaluate._streamed_logits
         monkeypatch.setattr(train.evaluate, "_streamed_logits", lambda *how: -stream(*how))
-    code, out, err = m2jl(
-        "evaluate", "m2jlnet-ptbxl-super-int8", "--data", mini, "--cache", cache, "--fold", 9, "--stream"
-    )
+    page = tmp_path / "page.html"
+    options = ("--data", mini, "--cache", cache, "--fold", 9, "--stream", "--html", page)
+    code, out, err = m2jl("evaluate", "m2jlnet-ptbxl-super-int8", *options)
     assert code == int(wrong), err
+    auc, f1 = re.findall(r"as a whole the same recordings have macro-AUC ([0-9.]+), macro-F1 ([0-9.]+)", out)[0]
+    assert f" · streamed; as a whole macro-AUC {auc}, macro-F1 {f1} · ".encode("ascii", "xmlcharrefreplace") in (
+        page.read_bytes()
+    )
     assert "streamed; as a whole the same recordings have macro-AUC " in out
     assert ("macro-F1 of streamed recordings is 0." in err) is wrong
 

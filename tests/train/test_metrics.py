@@ -113,12 +113,23 @@ def test_a_probability_equal_to_the_threshold_is_a_yes() -> None:
     assert macro_f1(np.array([[True], [False]]), np.array([[0.5], [0.4]]), np.array([0.5])) == 1.0
 
 
-def test_what_cannot_be_divided_is_zero() -> None:
-    none = np.zeros((5, 1), bool)
+def test_what_cannot_be_divided_is_no_number_and_of_f1_zero() -> None:
+    none, every = np.zeros((5, 1), bool), np.ones((5, 1), bool)
     confusion = Confusion.of(none, none)
-    assert [float(f()[0]) for f in (confusion.f1, confusion.sensitivity, confusion.ppv)] == [0.0, 0.0, 0.0]
-    assert confusion.specificity()[0] == 1.0
-    assert confusion.micro_f1() == 0.0
+    assert np.isnan([confusion.sensitivity(), confusion.ppv()]).all()
+    assert (confusion.f1()[0], confusion.micro_f1(), confusion.specificity()[0]) == (0.0, 0.0, 1.0)
+    confusion = Confusion.of(every, none)
+    assert np.isnan([confusion.specificity(), confusion.ppv()]).all()
+    assert (confusion.f1()[0], confusion.sensitivity()[0]) == (0.0, 0.0)
+
+
+def test_a_draw_in_which_nothing_is_predicted_does_not_count_for_the_ppv() -> None:
+    """The one record that is predicted has the label: the PPV is 1 wherever it can be told."""
+    y = np.array([[True], [True], *[[False]] * 6])
+    p = np.array([[0.9], [0.1], *[[0.2]] * 6])
+    ends = bootstrap_intervals(lambda rows: Figures.of(y[rows], p[rows], np.array([0.5])).vector(), 8, repeats=200)
+    assert dict(zip(PER_LABEL, ends[3:].tolist(), strict=True))["ppv"] == [1.0, 1.0]
+    assert ends[1, 0] == 0.0  # macro-F1 counts such a draw as before
 
 
 def f1_at(y: np.ndarray, p: np.ndarray, threshold: float) -> float:

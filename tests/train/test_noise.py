@@ -137,3 +137,14 @@ def test_the_check_finds_the_folder_whole() -> None:
     assert report.whole
     assert (report.data, report.records, report.published) == ("nstdb", 3, 3)
     assert report.title == find("nstdb").title
+
+
+def test_units_are_brought_to_mv(folder: Path) -> None:
+    wanted = load_noise(EXCERPT, SPEC)
+    header = folder / "em.hea"
+    assert "200.0(0)/mV" in header.read_text()
+    header.write_text(header.read_text().replace("200.0(0)/mV", "0.2(0)/uV"))
+    np.testing.assert_allclose(load_noise(folder, SPEC), wanted, rtol=1e-5, atol=1e-6)
+    header.write_text(header.read_text().replace("/uV", "/g"))
+    with pytest.raises(DataError, match=r"nstdb/em: signal noise1 is in g, which is no voltage"):
+        load_noise(folder, SPEC)

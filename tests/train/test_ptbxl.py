@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from runtime.spec import ModelSpec
 from train.dataset import EcgData, load
 from train.errors import DataError
-from train.ptbxl import HIGH_AT_100_HZ, RHYTHM, SUPERCLASSES, read_table, superclass_of
+from train.ptbxl import HIGH_AT_100_HZ, RHYTHM, SUPERCLASSES, read_table, remarks, superclass_of
 from train.table import Table, open_table
 
 # Read off `scp_codes` by eye: form and rhythm statements (ABQRS, VCLVH, PVC, SR, ...) give no superclass, and a
@@ -199,3 +201,58 @@ def test_a_table_of_bytes(tree: Path) -> None:
 def test_a_damaged_table_of_statements(tree: Path, text: str) -> None:
     (tree / "scp_statements.csv").write_text(text)
     fails(tree, "scp_statements.csv", "damaged")
+
+
+@pytest.mark.parametrize("gone", [r".*", r"(?<=Code\n).*", r"\nANEUR,.*", r"(?<=\n)LAFB,.*?\n(?=\w)"])
+def test_a_table_of_statements_that_was_cut_gives_no_labels(tree: Path, gone: str) -> None:
+    path = tree / "scp_statements.csv"
+    text, cuts = re.subn(gone, "", path.read_text(), count=1, flags=re.DOTALL)
+    assert cuts == 1
+    path.write_text(text)
+    fails(tree, "ptbxl_database.csv, line ", ", which scp_statements.csv does not: one of the two is damaged")
+
+
+@pytest.mark.parametrize("name", ["scp_statements.csv", "ptbxl_database.csv"])
+def test_a_table_that_was_cut_within_a_row_is_named_with_its_line(tree: Path, name: str) -> None:
+    path = tree / name
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1].rpartition(",")[0])
+    columns = 13 if name == "scp_statements.csv" else 28
+    fails(tree, f"{path}, line {len(lines)} has {columns - 1} columns instead of {columns}")
+
+
+def test_a_recording_that_is_named_again(tree: Path) -> None:
+    path = tree / "ptbxl_database.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[2]]))
+    fails(tree, f"{path}, line {len(lines) + 1} names 285 again")
+
+
+def test_a_table_that_names_no_recordings(tree: Path) -> None:
+    path = tree / "ptbxl_database.csv"
+    path.write_text(path.read_text().partition("\n")[0])
+    fails(tree, f"{path} names no recordings")
+
+
+def test_remarks_are_the_report_s_words_the_axis_and_how_likely_a_statement_is(mini: Path) -> None:
+    said = remarks(mini)
+    assert len(said) == 27
+    # "sinus rhythm. left axis deviation. left anterior fascicular block.", LAFB 100, SR 0, axis LAD.
+    words = ("sinus", "rhythm", "left", "axis", "deviation", "left", "anterior", "fascicular", "block")
+    likely = {f"LAFB {least} %" for least in (15, 35, 50, 80, 100)}
+    assert said[285] == {
+        *(f"word {word}" for word in words),
+        *(f"words {one} {other}" for one, other in pairwise(words)),
+        "heart_axis LAD",
+        *likely,
+    }
+
+
+def test_a_table_without_reports_has_fewer_remarks_and_a_damaged_one_is_named(tree: Path) -> None:
+    database = tree / "ptbxl_database.csv"
+    whole = database.read_text()
+    database.write_text(whole.replace(",report,", ",other,").replace(",heart_axis,", ",other2,"))
+    assert remarks(tree)[285] == {f"LAFB {least} %" for least in (15, 35, 50, 80, 100)}
+    database.write_text(whole.replace("{'LAFB': 100.0,", "{'LAFB': 'sure',"))
+    with pytest.raises(DataError, match=r"ptbxl_database\.csv, line 3: TypeError"):
+        remarks(tree)

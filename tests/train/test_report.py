@@ -141,6 +141,22 @@ def test_the_head_says_what_was_scored(root: Element) -> None:
     assert root.all("title")[0].text == "net, Some set fold 9"
 
 
+def test_the_head_says_what_was_not_scored_and_that_it_was_streamed(
+    tmp_path: Path, scored: Scored, root: Element
+) -> None:
+    (plain,) = root.all("p", kind="about")
+    assert "not scored" not in plain.texts()
+    assert "streamed" not in plain.texts()
+    data = replace(scored.data, unreadable=("a", "b"), without_files=3)
+    (about,) = page(tmp_path, replace(scored, data=data, whole=scored.probability)).all("p", kind="about")
+    figures = figures_of(scored)
+    for wanted in (
+        "60 records · not scored: 2 unreadable, 3 without files, over all folds · streamed",
+        f"as a whole macro-AUC {figures['macro_auc']:.4f}, macro-F1 {figures['macro_f1']:.4f} · thresholds from",
+    ):
+        assert wanted in about.texts()
+
+
 def test_the_figures_are_shown_and_lie_in_the_page_as_json(root: Element, scored: Scored) -> None:
     figures = figures_of(scored)
     (script,) = root.all("script")

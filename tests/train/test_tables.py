@@ -11,7 +11,7 @@ import pytest
 
 from train.dataset import read_signal
 from train.errors import DataError
-from train.table import Table, hashed_fold, open_table
+from train.table import Table, files_under, hashed_fold, open_table
 
 LEADS = {"ptb-xl": 12, "cinc2017": 1, "cpsc2018": 12}
 TITLES = {"ptb-xl": "PTB-XL", "cinc2017": "CinC2017", "cpsc2018": "CPSC2018"}
@@ -114,3 +114,30 @@ def test_a_folder_that_names_ptbxl_first_is_ptbxl(fixtures: Path, tmp_path: Path
     root = shutil.copytree(fixtures / "ptb-xl", tmp_path / "both")
     shutil.copytree(fixtures / "cinc2017", root / "cinc2017")
     assert open_table(root).title == "PTB-XL"
+
+
+@pytest.mark.parametrize("name", ["cinc2017", "cpsc2018"])
+def test_linked_folders_are_followed(fixtures: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(fixtures / name, target_is_directory=True)
+    (tmp_path / "set" / "back").symlink_to(tmp_path / "set", target_is_directory=True)
+    linked, own = open_table(tmp_path / "set"), open_table(fixtures / name)
+    assert [(r.name, r.labels) for r in linked.recordings] == [(r.name, r.labels) for r in own.recordings]
+    assert {r.path.resolve() for r in linked.recordings} == {r.path for r in own.recordings}
+
+
+def test_each_folder_is_gone_through_once_by_its_own_name_where_it_has_one(tmp_path: Path) -> None:
+    for file in ("set/b/1", "set/b/._1", "set/b/deep/2", "other/3"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    for link, target in {
+        "set/a": "set/b",
+        "set/b/deep/up": "set",
+        "set/c": "other",
+        "set/d": "other",
+        "other/in": "set/b/deep",
+        "set/gone": "nowhere",
+    }.items():
+        (tmp_path / link).symlink_to(tmp_path / target, target_is_directory=True)
+    assert sorted(files_under(tmp_path / "set")) == ["b/1", "b/deep/2", "c/3", "gone"]
+    assert files_under(tmp_path / "none") == []
