@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from train.cli import Device
 
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
+    from compress.verify import Figure
+    from runtime.spec import ModelSpec
+    from train.presets import Preset
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors checkpoint.", show_default=False)]
 OnnxModel = Annotated[Path, typer.Argument(help="An exported .onnx model.", show_default=False)]
-RecipeName = Annotated[str, typer.Option(help="A TOML file, or the name of a shipped recipe.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        help="A TOML file, or the name of a shipped recipe.", show_default="the shipped one of the model's task"
+    ),
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option(help="Task whose training folds are used; m2jl train --list.", show_default="the model's"),
+]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.", show_default=False)]
 Where = Annotated[Device, typer.Option("--device", help="Where to teach the student.")]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared signals are kept.", show_default="~/.cache/m2jlnet")]
@@ -27,7 +43,6 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="A setting instead of the recipe's; may be repeated.", show_default=False
     ),
 ]
-PRESET = "ptbxl-super"
 
 
 @app.callback()
@@ -42,7 +57,7 @@ def compress(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for models and report.", show_default=False)] = None,
-    recipe: RecipeName = PRESET,
+    recipe: RecipeName = None,
     overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
@@ -75,12 +90,11 @@ def compress(
         raise typer.BadParameter("name the folder for models and report", param_hint="--out")
     from compress.pipeline import run_pipeline
     from compress.plan import plan
-    from compress.recipe import load_recipe
     from train.cli import epoch_teller, progress_bar, stepper
     from train.presets import preset
     from train.trainer import Hooks, make_fabric
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = _recipe(recipe, overrides, checkpoint)
     fabric = make_fabric(loaded.student.precision, device)
     if dry_run:
         for stage, says in plan(
@@ -111,6 +125,27 @@ def compress(
     times = report.speed
     typer.echo(f"int8 is {times['fp32_to_int8']} times as fast as fp32, {times['teacher_to_int8']} times the teacher")
     typer.echo(f"passed; figures are of {report.validation} unless said otherwise; {out / 'report.html'}")
+
+
+def _recipe(name: str | None, overrides: list[str] | None, teacher: Path) -> Recipe:
+    """The recipe that is named, or the shipped one for the teacher."""
+    from compress.recipe import load_recipe
+    from compress.task import recipe_for
+    from train.checkpoint import load_network
+
+    return load_recipe(name or recipe_for(teacher, load_network(teacher)[0].spec), overrides or [])
+
+
+def _task(name: str | None, model: Path, spec: ModelSpec, info: Mapping[str, Any] | None = None) -> Preset:
+    """The preset that is named, if the model is of its task, or the model's own."""
+    from compress.task import check_task, task_of
+    from train.presets import preset
+
+    if name is None:
+        return task_of(model, spec, info)
+    named = preset(name)
+    check_task(model, spec, named)
+    return named
 
 
 def _figures(row: dict[str, Any]) -> str:
@@ -153,7 +188,7 @@ def distill(
     checkpoint: Checkpoint,
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder of the run.", show_default=False)],
-    recipe: RecipeName = PRESET,
+    recipe: RecipeName = None,
     overrides: Overrides = None,
     noise: Noise = None,
     cache: Cache = None,
@@ -165,7 +200,7 @@ def distill(
     """
     from compress.distill import distill as run
     from compress.distill import student_spec
-    from compress.recipe import check_task, load_recipe
+    from compress.task import check_task
     from train.checkpoint import load_network
     from train.cli import epoch_teller, progress_bar, stepper
     from train.dataset import load
@@ -173,7 +208,7 @@ def distill(
     from train.presets import preset
     from train.trainer import Hooks, make_fabric
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = _recipe(recipe, overrides, checkpoint)
     fabric = make_fabric(loaded.student.precision, device)
     chosen = preset(loaded.preset)
     net, _ = load_network(checkpoint)
@@ -205,27 +240,30 @@ def export(
         Path | None,
         typer.Option(help="Folder of the data set: adds windows for the self-test.", show_default=False),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Task whose training folds those windows come from.")] = PRESET,
+    preset: PresetName = None,
     cache: Cache = None,
 ) -> None:
-    """Export a checkpoint as one .onnx file with its ModelSpec inside.
+    """Export a checkpoint as one .onnx file with its ModelSpec inside; exit code 1 if its logits are others.
 
     Example: m2jl export runs/student/best.safetensors --out student.onnx --data ptb-xl
     """
     from compress.export import export as run
-    from compress.export import in_its_place
+    from compress.export import in_its_place, prove
     from compress.golden import add_golden
-    from compress.recipe import check_task
+    from runtime.golden import read_golden
+    from train.checkpoint import load_network
     from train.dataset import load
-    from train.presets import preset as named
 
-    task = named(preset)
+    net, info = load_network(checkpoint)
+    task = None if preset is None and data is None else _task(preset, checkpoint, net.spec, info)
+    recordings = None if task is None or data is None else load(data, net.spec, task.train_folds, cache=cache)
     with in_its_place(out) as made:
         spec = run(checkpoint, made)
-        if data is not None:
-            check_task(checkpoint, spec, task)
-            add_golden(made, load(data, spec, task.train_folds, cache=cache))
+        if recordings is not None:
+            add_golden(made, recordings)
+        parity = prove(net, made, None if recordings is None else read_golden(made).signal_mv)
     typer.echo(f"{out}: {spec.name}, {out.stat().st_size / 1024:.0f} KB")
+    typer.echo(f"passed: {parity}")
 
 
 @app.command("quantize")
@@ -233,7 +271,7 @@ def quantize(
     model: OnnxModel,
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="The .onnx file to write.", show_default=False)],
-    preset: Annotated[str, typer.Option(help="Task whose training folds calibrate it.")] = PRESET,
+    preset: PresetName = None,
     method: Annotated[str, typer.Option(help="How ranges are found.", metavar="METHOD")] = "percentile",
     records: Annotated[int, typer.Option(min=16, help="Calibration records, from the training folds.")] = 512,
     target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
@@ -250,20 +288,21 @@ def quantize(
 
     Example: m2jl quantize student.onnx --data ptb-xl --out student-int8.onnx --sensitivity
     """
+    import numpy as np
+
     from compress.export import in_its_place
     from compress.golden import add_golden
     from compress.quantize import METHODS, TARGETS, Calibrator
-    from compress.recipe import check_task
-    from runtime.model import read_model
+    from runtime.chain import batch_windows
+    from runtime.golden import read_golden
+    from runtime.model import Model, read_model
     from train.dataset import load
-    from train.presets import preset as named
 
     for value, known, option in ((method, METHODS, "--method"), (target, TARGETS, "--target")):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     _, spec = read_model(model)
-    task = named(preset)
-    check_task(model, spec, task)
+    task = _task(preset, model, spec)
     calibration = load(data, spec, task.train_folds, cache=cache)
     with Calibrator(model, calibration, records=records) as calibrator:
         ranges = calibrator.ranges(method)
@@ -273,7 +312,13 @@ def quantize(
         with in_its_place(out) as made:
             calibrator.write(made, ranges, target, floats or ())
             add_golden(made, calibration)
+    golden = read_golden(out)
+    error = np.abs(Model.load(model).logits(*batch_windows(golden.signal_mv, spec)) - golden.logits)
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
+    typer.echo(
+        f"logits of its {len(golden.logits)} golden windows differ by {error.mean():.2g} on average, {error.max():.2g} "
+        f"at most, from those of {model}; m2jl verify judges by the validation fold"
+    )
 
 
 @app.command("verify")
@@ -281,7 +326,7 @@ def verify(
     reference: OnnxModel,
     candidate: Annotated[Path, typer.Argument(help="What was made of it.", show_default=False)],
     data: DataFolder,
-    recipe: RecipeName = PRESET,
+    recipe: RecipeName = None,
     cache: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -295,32 +340,62 @@ def verify(
 
     from compress.errors import CompressError, GateFailed
     from compress.layers import first_windows, worst_layer
-    from compress.recipe import check_task, load_recipe
-    from compress.verify import check, compare
+    from compress.recipe import Gate, load_recipe
+    from compress.task import fitting_recipe
+    from compress.verify import check, compare, figures
     from runtime.model import Model, find_model
+    from runtime.words import counted
+    from train.cli import progress_bar, stepper
     from train.dataset import load
     from train.evaluate import onnx_logits
-    from train.presets import preset
 
-    loaded = load_recipe(recipe)
     models = [Model.load(find_model(path), threads=2) for path in (reference, candidate)]
+    spec, precision = models[0].spec, models[1].spec.precision
     eat_and_say = [(model.spec.signal_key(), model.spec.window_samples, model.spec.labels) for model in models]
     if eat_and_say[0] != eat_and_say[1]:
         raise CompressError(f"{reference} and {candidate} differ in their leads, windows or labels")
-    task = preset(loaded.preset)
-    check_task(reference, models[0].spec, task)
-    validation = load(data, models[0].spec, [task.validation_fold], cache=cache)
-    logits = [onnx_logits(model, validation) for model in models]
-    comparison = compare(logits[0], logits[1], validation, models[0].spec)
+    name = recipe or fitting_recipe(spec)
+    loaded = None if name is None else load_recipe(name)
+    task = _task(None if loaded is None else loaded.preset, reference, spec)
+    gate = Gate() if loaded is None else loaded.gate
+    with progress_bar() as bar:
+        shown = bar.add_task("recordings", total=None)
+        validation = load(data, spec, [task.validation_fold], cache=cache)
+        logits = []
+        for path, model in zip((reference, candidate), models, strict=True):
+            bar.reset(shown, description=path.name)
+            logits.append(onnx_logits(model, validation, stepper(bar, shown)))
+    comparison = compare(logits[0], logits[1], validation, spec)
     if as_json:
         typer.echo(json.dumps(comparison.as_dict()))
     else:
-        for name, value in comparison.as_dict().items():
-            typer.echo(f"{name:<17} {value}")
+        _print_figures(figures(comparison, gate, precision))
+        typer.echo(f"decisions changed: {comparison.changed} of {logits[0].size}")
     try:
-        check(comparison, "verify", loaded.gate, models[1].spec.precision)
+        check(comparison, "verify", gate, precision)
     except GateFailed as error:
-        inputs = first_windows(validation, models[0].spec)
+        inputs = first_windows(validation, spec)
         one, other = (onnx.load(str(find_model(path))) for path in (reference, candidate))
         worst = worst_layer(one, other, inputs)
         raise GateFailed(f"{error}; worst layer {worst}" if worst else str(error)) from error
+    if not as_json:
+        by = "the gate's defaults" if name is None else f"gate of recipe {name}"
+        where = f"{validation.table} fold {task.validation_fold}, {counted(len(validation), 'recording')}"
+        typer.echo(f"passed: {by}, {where}")
+
+
+def _print_figures(rows: list[Figure]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for title in ("figure", "change", "limit"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, value, change, limit in rows:
+        if change is None:
+            table.add_row(name, f"{value:.2g}", "", f"{limit:g}")
+        else:
+            table.add_row(name, f"{value:.4f}", f"{round(change, 4) + 0.0:+.4f}", f"{limit:+g}")
+    Console().print(table)

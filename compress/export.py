@@ -1,6 +1,7 @@
 """Export: a checkpoint becomes one .onnx file that carries its own `ModelSpec`.
 
     export(Path("best.safetensors"), Path("student.onnx"))
+    prove(load_network(Path("best.safetensors"))[0], Path("student.onnx"))      # raises GateFailed
 
 Opset 20: what TensorRT 10 and ONNX Runtime both take.  The batch is dynamic, weights are inside, the projection heads
 are gone, and the exporter's notes on source files are removed from the nodes.
@@ -14,11 +15,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
-from compress.errors import CompressError
+from compress.errors import CompressError, GateFailed
+from compress.recipe import Gate
 from compress.simplify import simplify
+from runtime.chain import batch_windows
+from runtime.model import Model
 from runtime.session import write_atomically
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
@@ -27,6 +33,7 @@ from train.quiet import quiet
 
 OPSET = 20
 GRAPH_FORMAT = 2  # counted up when the same checkpoint comes to give another graph
+NOISE_WINDOWS, NOISE_MV = 16, 0.5
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -109,3 +116,27 @@ def export(checkpoint: Path, path: Path, spec: ModelSpec | None = None) -> Model
     spec = spec or net.spec
     save_with_spec(to_onnx(net), spec, path)
     return spec
+
+
+@torch.no_grad()
+def prove(net: M2JLNet, path: Path, signal_mv: NDArray[np.float32] | None = None) -> str:
+    """Hold an exported file's logits against the network's; give what was found, as a clause.
+
+    Args:
+        net: in eval mode.
+        signal_mv: windows (n, leads, samples) to compare on, the file's golden ones; noise where there are none.
+
+    Raises:
+        GateFailed: some logit is off by more than a recipe's gate allows where it does not say otherwise.
+    """
+    spec, what = net.spec, "golden windows"
+    if signal_mv is None:
+        noise = np.random.default_rng(1).normal(0.0, NOISE_MV, (NOISE_WINDOWS, len(spec.leads), spec.window_samples))
+        signal_mv, what = noise.astype(np.float32), "windows of noise"
+    ecg, spectrogram = batch_windows(signal_mv, spec)
+    wanted = net(torch.from_numpy(ecg), torch.from_numpy(spectrogram)).numpy()
+    error, limit = float(np.abs(Model.load(path).logits(ecg, spectrogram) - wanted).max()), Gate().max_export_error
+    found = f"logits of {len(signal_mv)} {what} differ by up to {error:.2g} from the checkpoint's"
+    if not error <= limit:
+        raise GateFailed(f"export: {found}, more than {limit:g}")
+    return f"{found}, limit {limit:g}"

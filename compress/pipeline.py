@@ -31,16 +31,18 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from compress.distill import distill, fit_config, objective, student_network, student_spec
-from compress.errors import CompressError, GateFailed
+from compress.distill import distill, fit_config, objective, student_spec
+from compress.errors import GateFailed
 from compress.export import GRAPH_FORMAT, export
 from compress.golden import add_golden
 from compress.half import half
+from compress.inputs import Recordings, check_test_folds, read_recordings, usable_teacher
 from compress.layers import worst_layer
+from compress.products import SUFFIXES, product, products, unproven
 from compress.prune import prune
 from compress.qat import fine_tune
 from compress.quantize import METHODS, Calibrator, with_spec
-from compress.recipe import Recipe, check_task
+from compress.recipe import Recipe
 from compress.report import versions, write_html
 from compress.sbom import write_checksums, write_sbom
 from compress.stages import Stages
@@ -48,11 +50,10 @@ from compress.verify import Comparison, check, compare, finite
 from runtime.bench import BenchConfig, bench, machine
 from runtime.errors import OptionError
 from runtime.model import Model, read_model, sigmoid
-from runtime.spec import ModelSpec
 from runtime.tensorrt import EngineBuilder, cached_engine, describe, find_gpu
 from train import checkpoint, evaluate
 from train.checkpoint import load_network, write_text
-from train.dataset import EcgData, content_hash, load
+from train.dataset import EcgData, content_hash
 from train.evaluate import onnx_logits
 from train.files import alone_in, sha256_of
 from train.metrics import best_thresholds
@@ -61,7 +62,7 @@ from train.noise import load_noise
 from train.objectives import Objective
 from train.presets import Preset
 from train.presets import preset as named
-from train.table import Table, open_table
+from train.table import open_table
 from train.trainer import FitConfig, Hooks, fit, make_fabric, precision_of, predict
 
 Row = dict[str, Any]
@@ -90,16 +91,6 @@ class Report:
         fields = asdict(self)
         write_text(folder / "report.json", json.dumps(fields, indent=1) + "\n")
         write_html(folder / "report.html", fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Recordings:
-    """What is learned from and judged by, on the student's leads and (`heard`) on the teacher's."""
-
-    train: EcgData
-    validation: EcgData
-    heard: EcgData
-    heard_validation: EcgData
 
 
 def _file(path: Path) -> Row:
@@ -146,7 +137,7 @@ def run_pipeline(
     with alone_in(out):
         recorded = None if noise is None else load_noise(noise, net.spec)
         say("recordings")
-        recordings = _recordings(net, recipe, preset, data, cache)
+        recordings = read_recordings(net, recipe, preset, data, cache)
         validation = recordings.validation
         fold = preset.validation_fold
         report = Report(recipe.model_dump(), str(teacher), f"{validation.table} fold {fold}, {len(validation)} records")
@@ -165,45 +156,6 @@ def run_pipeline(
         run.seal(models)
         report.write(out)
     return report
-
-
-def usable_teacher(teacher: Path, recipe: Recipe, preset: Preset) -> M2JLNet:
-    """The teacher, if it and the recipe go together: better refused now than after an hour of work."""
-    net, _ = load_network(teacher)
-    check_task(teacher, net.spec, preset)
-    student_network(recipe, net.spec)
-    return net
-
-
-def check_test_folds(folds: Sequence[int], preset: Preset, table: Table) -> None:
-    for fold in folds:
-        if fold in (*preset.train_folds, preset.validation_fold):
-            raise CompressError(
-                f"fold {fold} cannot be scored at the end: the student learns from it or is chosen by it"
-            )
-        if not table.fold(fold):
-            raise CompressError(f"there is no recording of fold {fold} in {table.root} to be scored at the end")
-
-
-def _check_labels(spec: ModelSpec, train: EcgData, validation: EcgData) -> None:
-    for k, label in enumerate(spec.labels):
-        if not train.targets[:, k].any():
-            raise CompressError(f"none of the {len(train)} recordings to learn from has {label}")
-        if not 0 < validation.targets[:, k].sum() < len(validation):
-            raise CompressError(f"all or none of the {len(validation)} recordings to judge by have {label}")
-
-
-def _recordings(net: M2JLNet, recipe: Recipe, preset: Preset, data: Path, cache: Path | None) -> Recordings:
-    spec = student_spec(recipe, net.spec)
-    folds = (preset.train_folds, [preset.validation_fold])
-    own = [load(data, spec, fold, cache=cache) for fold in folds]
-    _check_labels(spec, *own)
-    if spec.leads == net.spec.leads:
-        return Recordings(*own, *own)
-    heard = [load(data, net.spec, fold, cache=cache) for fold in folds]
-    if not np.array_equal(heard[1].record, own[1].record):
-        raise CompressError("some validation recordings can be read with the teacher's leads or the student's only")
-    return Recordings(*own, *heard)
 
 
 class _Run:
@@ -239,7 +191,7 @@ class _Run:
     def _clear(self) -> None:
         """Take away what a stage that is done anew makes obsolete: the models of later ones, and the report."""
         self._stages.forget()
-        for path in _products(self._recipe, self._out):
+        for path in products(self._recipe, self._out):
             if path.name not in self._stages.files:
                 path.unlink(missing_ok=True)
 
@@ -446,7 +398,7 @@ class _Run:
     def _train_rounded(self, taught: Path) -> Path:
         folder, data, how = self._out / "qat", self._data, self._recipe.qat
         percentile = METHODS[self._recipe.quantize.methods[0]][1].get("CalibPercentile", 100.0)
-        origin: Row = {"tuned_from_sha256": sha256_of(taught), "settings": how.model_dump(), "percentile": percentile}
+        origin: Row = {"tuned_from_sha256": sha256_of(taught), "qat": how.model_dump(), "percentile": percentile}
 
         def train() -> int:
             return fine_tune(
@@ -485,12 +437,12 @@ class _Run:
 
     def _ship(self, stage: str, path: Path, before: Logits, **more: Any) -> tuple[Row, list[Path]]:
         """Prove a stage's file, and only then give it its name: what failed must not pass for a model."""
-        unproven = _unproven(path)
-        comparison = self._judge(stage, unproven, before, **more)
+        waiting = unproven(path)
+        comparison = self._judge(stage, waiting, before, **more)
         records = len(self._data.validation)
-        tuned(unproven, self._of(unproven), self._data.validation, _figures(comparison, self._fold, records))
-        add_golden(unproven, self._data.train)
-        os.replace(unproven, path)
+        tuned(waiting, self._of(waiting), self._data.validation, _figures(comparison, self._fold, records))
+        add_golden(waiting, self._data.train)
+        os.replace(waiting, path)
         self._report.stages[stage] |= _file(path)
         return self._report.stages[stage], [path]
 
@@ -498,7 +450,7 @@ class _Run:
         path = product(self._recipe, self._out, "export")
 
         def work() -> tuple[Row, list[Path]]:
-            export(taught, _unproven(path))
+            export(taught, unproven(path))
             return self._ship("export", path, self._of(taught))
 
         self._stage("export", path, self._deploying(taught), work)
@@ -508,7 +460,7 @@ class _Run:
         path = product(self._recipe, self._out, "fp16")
 
         def work() -> tuple[Row, list[Path]]:
-            half(exported, _unproven(path))
+            half(exported, unproven(path))
             return self._ship("fp16", path, self._of(exported))
 
         self._stage("fp16", path, {"exported": sha256_of(exported), "gate": self._recipe.gate.model_dump()}, work)
@@ -529,12 +481,12 @@ class _Run:
                 left = list(dict.fromkeys(cost.layer for cost in costs))[: how.max_float_layers]
                 floats: list[str] = []
                 while True:
-                    calibrator.write(_unproven(path), ranges, target, floats)
+                    calibrator.write(unproven(path), ranges, target, floats)
                     try:
                         return self._ship(stage, path, self._of(like), layers_in_float=list(floats), **more)
                     except GateFailed as error:
                         if not left:
-                            raise GateFailed(f"{error}; {_blame(exported, _unproven(path), calibrator)}") from error
+                            raise GateFailed(f"{error}; {_blame(exported, unproven(path), calibrator)}") from error
                         floats.append(left.pop(0))
                         self._say(f"{error}: leaving {floats[-1]} in float")
 
@@ -625,9 +577,9 @@ def _remove_other(folder: Path, origin: Row) -> None:
             shutil.rmtree(folder)
 
 
-def _blame(exported: Path, unproven: Path, calibrator: Calibrator) -> str:
+def _blame(exported: Path, made: Path, calibrator: Calibrator) -> str:
     """Which layer went wrong most, as a clause."""
-    worst = worst_layer(onnx.load(str(exported)), onnx.load(str(unproven)), calibrator.probes)
+    worst = worst_layer(onnx.load(str(exported)), onnx.load(str(made)), calibrator.probes)
     return f"worst layer {worst}" if worst else "no layer of it is one of the exported model's"
 
 
@@ -638,23 +590,3 @@ def _figures(comparison: Comparison, fold: int, records: int) -> dict[str, float
         "macro_auc": round(float(comparison.auc.mean()), 4),
         "macro_f1": round(float(comparison.f1.mean()), 4),
     }
-
-
-SUFFIXES = {"export": "fp32", "quantize": "int8", "tensorrt": "int8-tensorrt", "fp16": "fp16"}
-
-
-def product(recipe: Recipe, out: Path, stage: str) -> Path:
-    """The file of a stage that gives a model."""
-    return out / f"{recipe.name}-{SUFFIXES[stage]}.onnx"
-
-
-def _products(recipe: Recipe, out: Path) -> list[Path]:
-    """All files that are for others to take, and models that are yet to be proven."""
-    models = [product(recipe, out, stage) for stage in SUFFIXES]
-    others = (f"{recipe.name}.cdx.json", "SHA256SUMS", "report.json", "report.html")
-    return [*models, *map(_unproven, models), *(out / name for name in others)]
-
-
-def _unproven(path: Path) -> Path:
-    """Where a stage's file waits for its proof."""
-    return path.with_name(f"{path.stem}.unproven.onnx")

@@ -17,8 +17,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from compress.distill import student_network
-from compress.pipeline import check_test_folds, product, usable_teacher
+from compress.inputs import check_test_folds, usable_teacher
+from compress.products import product
 from compress.recipe import Recipe
+from runtime.words import counted
 from train import checkpoint
 from train.files import sha256_of
 from train.model import NETS, M2JLNet, count_parameters
@@ -55,23 +57,26 @@ def plan(
     an_epoch_min = _epoch_min(student, asked, recipe, records[0], fabric)
     rows = [
         ("recipe", f"{recipe.name}, preset {recipe.preset}"),
-        ("data", f"{table.title} in {data}: {records[0]} recordings to learn from, {records[1]} to judge by"),
-        ("teacher", f"{teacher}, {len(net.spec.leads)} leads, {count_parameters(net):,} parameters"),
+        (
+            "data",
+            f"{table.title} in {data}: {counted(records[0], 'recording')} to learn from, {records[1]} to judge by",
+        ),
+        ("teacher", f"{teacher}, {counted(len(net.spec.leads), 'lead')}, {count_parameters(net):,} parameters"),
         (
             "distill",
-            f"{out / 'student'}: {recipe.student.net}, {len(student.spec.leads)} leads, "
+            f"{out / 'student'}: {recipe.student.net}, {counted(len(student.spec.leads), 'lead')}, "
             f"{count_parameters(student):,} parameters; "
             f"{_left_to_teach(teacher, recipe, student, out / 'student', an_epoch_min, fabric)}",
         ),
     ]
     if recipe.prune.share:
         how = recipe.prune
-        minutes = f"{how.epochs} epochs, about {how.epochs * an_epoch_min:.0f} min"
+        minutes = f"{counted(how.epochs, 'epoch')}, {_about(how.epochs * an_epoch_min)}"
         rows.append(("prune", f"{out / 'pruned'}: {how.share:.0%} of the multiply-accumulates out; {minutes}"))
     if recipe.qat.when != "never":
         when = "where int8 is not good enough" if recipe.qat.when == "needed" else "always"
         in_float_min = _epoch_min(student, asked, recipe, records[0], make_fabric("32", "cpu"))
-        minutes = f"{recipe.qat.epochs} epochs, about {recipe.qat.epochs * QAT_COST * in_float_min:.0f} min"
+        minutes = f"{counted(recipe.qat.epochs, 'epoch')}, {_about(recipe.qat.epochs * QAT_COST * in_float_min)}"
         rows.append(("qat", f"{out / 'qat'}: {when}; {minutes}"))
     for stage in ("export", "quantize", *(target for target in ("tensorrt", "fp16") if target in recipe.targets)):
         path = product(recipe, out, stage)
@@ -116,7 +121,7 @@ def _left_to_teach(
     """What an earlier run left, and about how long the rest would take."""
     last, epochs = folder / "last.safetensors", recipe.student.epochs
     if not last.exists():
-        return f"{epochs} epochs, about {epochs * an_epoch_min:.0f} min"
+        return f"{counted(epochs, 'epoch')}, {_about(epochs * an_epoch_min)}"
     _, info = checkpoint.load(last)
     digest = sha256_of(teacher)
     wanted = {**recipe.student.model_dump(), **recipe.distill.model_dump(), "teacher": digest[:12]}
@@ -133,4 +138,8 @@ def _left_to_teach(
         return f"would be refused, for the folder holds another run ({'; '.join(changed)}): choose another --out"
     seconds = [row["seconds"] for row in info["history"]]
     left_min = (epochs - len(seconds)) * float(np.median(seconds)) / 60
-    return f"{len(seconds)} of {epochs} epochs are there, about {left_min:.0f} min to go"
+    return f"{len(seconds)} of {counted(epochs, 'epoch')} done, {_about(left_min)} to go"
+
+
+def _about(minutes: float) -> str:
+    return f"about {minutes:.0f} min" if minutes >= 0.5 else "less than a minute"

@@ -244,7 +244,8 @@ def fine_tune(
     net, _ = load_network(source)
     header = {
         "tuned_from_sha256": sha256_of(source),
-        "qat": {"records": records, "percentile": percentile},
+        "calibration_records": records,
+        "percentile": percentile,
         **(info or {}),
     }
     tuned = rounded(net, train, records=records, seed=config.seed, percentile=percentile)

@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from compress.errors import CompressError, RecipeError
-from runtime.spec import ModelSpec
-from train.presets import Preset
+from compress.errors import RecipeError
+from runtime.words import meant
 from train.trainer import Precision
 
 Count = Annotated[int, Field(ge=1)]
@@ -140,10 +139,15 @@ class Recipe(_Section):
     gate: Gate = Gate()
 
 
+def _key(override: str) -> list[str]:
+    """The sections and the key of a KEY=VALUE."""
+    return [part.strip() for part in override.partition("=")[0].split(".")]
+
+
 def _override(fields: dict[str, Any], override: str) -> None:
     """Put one KEY=VALUE into a recipe's fields; its value stays text, which the recipe's own types then read."""
-    key, equals, value = override.partition("=")
-    *sections, last = (part.strip() for part in key.split("."))
+    _, equals, value = override.partition("=")
+    *sections, last = _key(override)
     if not equals or not last:
         raise RecipeError(f"--set {override}: it must be KEY=VALUE, such as student.epochs=10")
     for section in sections:
@@ -151,6 +155,31 @@ def _override(fields: dict[str, Any], override: str) -> None:
         if not isinstance(fields, dict):
             raise RecipeError(f"--set {override}: {section} is no section of a recipe")
     fields[last] = value.strip()
+
+
+def _mistake(error: ValidationError, source: Path, overrides: Sequence[str]) -> str:
+    """The first mistake in a recipe, where it comes from, and what may have been meant."""
+    # A key that is misspelt is also one that is missing: the misspelling says more.
+    first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    path = [str(part) for part in first["loc"]]
+    # The setting may be deeper than the mistake (an unknown section) or less deep (one entry of its list).
+    settings = [setting for setting in overrides if all(a == b for a, b in zip(_key(setting), path, strict=False))]
+    origin = f"--set {settings[-1]}" if settings else f"recipe {source}"
+    where = ".".join(path)
+    if first["type"] != "extra_forbidden":
+        return f"{origin}: {where}: {first['msg'].lower()}"
+    *sections, key = path
+    holder: Any = Recipe
+    for section in sections:
+        holder = holder.model_fields[section].annotation
+    prefix = "".join(f"{section}." for section in sections)
+    return f"{origin}: {where} is not known{meant(key, holder.model_fields, prefix)}"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = files("compress").joinpath("recipes")
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -167,8 +196,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         fields = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = sorted(p.name.removesuffix(".toml") for p in files("compress").joinpath("recipes").iterdir())
-        raise RecipeError(f"there is no recipe {name}; shipped ones: {', '.join(known)}") from None
+        raise RecipeError(f"there is no recipe {name}; shipped ones: {', '.join(shipped_recipes())}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"cannot read recipe {source}: {error}") from error
     for override in overrides:
@@ -176,19 +204,4 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"recipe {source}: {where}: {first['msg'].lower()}") from error
-
-
-def check_task(model: Path, spec: ModelSpec, preset: Preset) -> None:
-    """Refuse a model of another task than the preset: its folds to learn from, judge by and test on are others.
-
-    Raises:
-        CompressError: their labels differ.
-    """
-    if spec.labels != preset.spec.labels:
-        raise CompressError(
-            f"{model} is not of the task {preset.name}: it knows {', '.join(spec.labels[:5])}"
-            f"{', ...' if len(spec.labels) > 5 else ''}"
-        )
+        raise RecipeError(_mistake(error, source, overrides)) from error

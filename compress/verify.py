@@ -2,6 +2,7 @@
 
     comparison = compare(reference, candidate, data)
     check(comparison, "quantize", recipe.gate, "int8")            # raises GateFailed
+    figures(comparison, recipe.gate, "int8")                      # the same for people
 
 Judged on the validation fold: the test fold takes no part in any decision.
 """
@@ -9,6 +10,7 @@ Judged on the validation fold: the test fold takes no part in any decision.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +125,42 @@ def check(comparison: Comparison, stage: str, gate: Gate, precision: str) -> Non
         if not fell <= gate.max_label_auc_drop:
             raise GateFailed(f"{stage}: the AUC of {label} fell by {fell:.4f}, more than {gate.max_label_auc_drop:g}")
     if precision != "fp32":
-        _check_near(comparison, stage, gate.max_fp16_error if precision == "fp16" else gate.max_int8_error)
+        _check_near(comparison, stage, _near_limit(gate, precision))
+
+
+class Figure(NamedTuple):
+    """One of the figures that `check` looks at.
+
+    Attributes:
+        value: of the candidate.
+        change: against the reference; None for what is a difference itself.
+        limit: of the change, how far it may fall; of a difference, how large it may be.
+    """
+
+    name: str
+    value: float
+    change: float | None
+    limit: float
+
+
+def figures(comparison: Comparison, gate: Gate, precision: str) -> list[Figure]:
+    """What `check` looks at in a file that was made of another: AUC of each label, both means, and logits."""
+    drops = zip(comparison.labels, comparison.auc, comparison.auc_drop, strict=True)
+    rows = [Figure(f"AUC {label}", auc, -drop, -gate.max_label_auc_drop) for label, auc, drop in drops]
+    for name, values, drop, limit in (
+        ("macro-AUC", comparison.auc, comparison.auc_drop, gate.max_auc_drop),
+        ("macro-F1", comparison.f1, comparison.f1_drop, gate.max_f1_drop),
+    ):
+        rows.append(Figure(name, float(values.mean()), -float(drop.mean()), -limit))
+    if precision == "fp32":
+        rows.append(Figure("largest difference of a logit", comparison.max_error, None, gate.max_export_error))
+    else:
+        rows.append(Figure("mean difference of a logit", comparison.mean_error, None, _near_limit(gate, precision)))
+    return rows
+
+
+def _near_limit(gate: Gate, precision: str) -> float:
+    return gate.max_fp16_error if precision == "fp16" else gate.max_int8_error
 
 
 def _check_same(comparison: Comparison, stage: str, gate: Gate) -> None:

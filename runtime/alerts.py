@@ -10,6 +10,7 @@ for ``memory_s``.  A restart of the device leaves open alerts and nothing else.
 
     rules = AlertRules.load(Path("ward.toml"), model.spec.labels)
     rules["AFIB"].severity, rules["AFIB"].text, rules["AFIB"].policy.k
+    rules.thresholds(model.spec.labels, model.spec.thresholds)  # a file's own where it has one, else the model's
 
 They are TOML; `runtime/alerts.toml` is the shipped default, and a file of one's own changes what it names and leaves
 the rest.  `docs/alerts.md` has the keys.
@@ -20,11 +21,10 @@ development, not an alarm system in that standard's sense.
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from runtime.errors import OptionError
+from runtime.words import meant
 
 EventKind = Literal["onset", "update", "offset"]
 SEVERITIES = ("high", "medium", "low", "information")
@@ -123,11 +124,13 @@ class LabelState:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What holds for one label: how severe it is, what to call it, how readily its alert opens and closes."""
+    """What holds for one label: how severe it is, what to call it, how readily its alert opens and closes, and from
+    which probability on it is found; None for the model's own threshold."""
 
     severity: str
     text: str
     policy: AlertPolicy
+    threshold: float | None = None
 
 
 Tables = dict[str, dict[str, Any]]  # "" is the policy of all labels, else a label
@@ -140,13 +143,14 @@ class AlertRules:
         self._layers = layers
 
     def __getitem__(self, label: str) -> Rule:
-        """The rule of a label, by default `DEFAULT_SEVERITY`, its own name and the default policy."""
+        """The rule of a label, by default `DEFAULT_SEVERITY`, its own name, the default policy and no threshold."""
         # A later file's word on all labels outranks an earlier one's word on this label.
         fields = {
             key: value for layer in self._layers for name in ("", label) for key, value in layer.get(name, {}).items()
         }
         severity, text = fields.pop("severity", DEFAULT_SEVERITY), fields.pop("text", label)
-        return Rule(severity, text, AlertPolicy(**fields))
+        threshold = fields.pop("threshold", None)
+        return Rule(severity, text, AlertPolicy(**fields), threshold)
 
     @classmethod
     def shipped(cls) -> Self:
@@ -154,9 +158,12 @@ class AlertRules:
         return cls([_shipped()])
 
     @classmethod
-    def of(cls, policy: AlertPolicy) -> Self:
-        """The shipped severities and texts with one policy for all labels."""
-        return cls([_shipped(), {"": asdict(policy)}])
+    def of(cls, policy: AlertPolicy | AlertRules | None) -> AlertRules:
+        """The shipped severities and texts with one policy for all labels; rules as they are; the shipped ones for
+        None."""
+        if isinstance(policy, AlertPolicy):
+            return cls([_shipped(), {"": asdict(policy)}])
+        return policy or cls.shipped()
 
     @classmethod
     def load(cls, path: Path, labels: Sequence[str]) -> Self:
@@ -175,7 +182,7 @@ class AlertRules:
             raise OptionError(f"cannot read alerts {path}: {error}") from error
         tables = _checked(document, str(path))
         for label in sorted(tables.keys() - {""} - set(labels)):
-            raise OptionError(f"{path}: the model has no label {label}{_meant(label, labels)}")
+            raise OptionError(f"{path}: the model has no label {label}{meant(label, labels)}")
         rules = cls([_shipped(), tables])
         for label in labels:
             try:
@@ -183,6 +190,12 @@ class AlertRules:
             except ValueError as error:
                 raise OptionError(f"{path}: {label}: {error}") from error
         return rules
+
+    def thresholds(self, labels: Sequence[str], own: Sequence[float]) -> tuple[float, ...]:
+        """From which probability on each label of a model is found, whose `own` thresholds hold where nothing is said
+        of them."""
+        told = [self[label].threshold for label in labels]
+        return tuple(value if rule is None else rule for rule, value in zip(told, own, strict=True))
 
     def fitting(self, labels: Sequence[str], hop_s: float) -> list[Rule]:
         """The rule of each label of a model that judges a window every `hop_s`.
@@ -215,12 +228,6 @@ _LARGEST = 10**9  # more is a slip, and more than a deque or a float may take
 _POLICY_KEYS = tuple(asdict(AlertPolicy()))
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else f"; there is: {', '.join(known)}"
-
-
 def _checked(document: dict[str, Any], source: str) -> Tables:
     """The tables of a file, all keys and types of values known.
 
@@ -233,7 +240,7 @@ def _checked(document: dict[str, Any], source: str) -> Tables:
 
     for key, value in document.items():
         if key not in ("policy", "label"):
-            raise refuse(f"{key} is not known{_meant(key, ('policy', 'label'))}")
+            raise refuse(f"{key} is not known{meant(key, ('policy', 'label'))}")
         if not isinstance(value, dict):
             raise refuse(f"{key} must be a table")
     if "" in document.get("label", {}):
@@ -243,10 +250,10 @@ def _checked(document: dict[str, Any], source: str) -> Tables:
         where = f"label.{label}" if label else "policy"
         if not isinstance(table, dict):
             raise refuse(f"{where} must be a table")
-        known = (*_POLICY_KEYS, "severity", "text") if label else _POLICY_KEYS
+        known = (*_POLICY_KEYS, "severity", "text", "threshold") if label else _POLICY_KEYS
         for key, value in table.items():
             if key not in known:
-                raise refuse(f"{where}: {key} is not known{_meant(key, known)}")
+                raise refuse(f"{where}: {key} is not known{meant(key, known)}")
             if key == "severity":
                 if value not in SEVERITIES:
                     raise refuse(f"{where}: severity {value!r} is not one of {', '.join(SEVERITIES)}")
@@ -255,6 +262,9 @@ def _checked(document: dict[str, Any], source: str) -> Tables:
                     raise refuse(f"{where}: text must be words")
             elif isinstance(value, bool) or not isinstance(value, int if key in _COUNTS else (int, float)):
                 raise refuse(f"{where}: {key} must be a {'whole ' if key in _COUNTS else ''}number, not {value!r}")
+            elif key == "threshold":
+                if not 0 < value < 1:
+                    raise refuse(f"{where}: threshold must lie between 0 and 1, not be {value}")
             elif value > _LARGEST and not (isinstance(value, float) and math.isinf(value)):
                 raise refuse(f"{where}: {key} is too large")
     return tables

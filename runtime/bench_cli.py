@@ -118,6 +118,7 @@ def _stream(
     from runtime.bench.stream import stream
     from runtime.machine import conditions, machine
     from runtime.model import Model
+    from runtime.words import counted
 
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -134,8 +135,8 @@ def _stream(
             result = row["stream"]
             late, delay = result["result_ms"], result["sample_to_alert_ms"]
             typer.echo(
-                f"{Path(row['model']).stem}, {row['backend']}: {result['devices']} devices on one core, "
-                f"{result['windows']} windows, {result['missed']} missed their deadline"
+                f"{Path(row['model']).stem}, {row['backend']}: {counted(result['devices'], 'device')} on one core, "
+                f"{counted(result['windows'], 'window')}, {result['missed']} missed their deadline"
             )
             if not late:
                 typer.echo("  every device had windows dropped: this core does not hold so many")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from firmware_bridge.cli import parse_speed
+from runtime.errors import OptionError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -41,12 +43,29 @@ def parse_patience(text: str) -> float:
     return seconds
 
 
-@app.command("run")
+class Once(TyperCommand):
+    """A command that refuses an option with one value that is given twice.
+
+    Of two values the last one would count, and of two models one would watch, without a word.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what is repeated, then parse as ever."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in given:
+            single = isinstance(option, TyperOption) and not option.multiple and not option.is_flag
+            if single and given.count(option) > 1:
+                raise OptionError(f"{option.opts[0]} is there {given.count(option)} times; it has one value")
+        return super().parse_args(ctx, args)
+
+
+@app.command("run", cls=Once)
 def run(
     source: Annotated[
         list[str],
         typer.Option(
-            help="serial:///dev/ttyUSB0?baud=230400, tcp://host:port or file://RECORD; may be repeated.",
+            help="serial:///dev/ttyUSB0?baud=230400, tcp://host:port, file://RECORD (WFDB), or wire://FILE (what m2jl "
+            "wire --record has kept); may be repeated.",
             show_default=False,
         ),
     ],
@@ -60,9 +79,18 @@ def run(
             show_default="-",
         ),
     ] = None,
+    lead: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LEAD=NAME",
+            help="Which lead that is what the device calls NAME; I=MLII, for example. May be repeated.",
+        ),
+    ] = None,
     speed: Annotated[
         float,
-        typer.Option(parser=parse_speed, metavar="N|max", help="For file://: times real time.", show_default="max"),
+        typer.Option(
+            parser=parse_speed, metavar="N|max", help="For file:// and wire://: times real time.", show_default="max"
+        ),
     ] = float("inf"),
     duration: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop after this much signal of each device.")
@@ -76,7 +104,7 @@ def run(
         str | None, typer.Option(help="Refuse a model that is not this very file.", show_default=False)
     ] = None,
     alerts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML with severities, texts and how alerts open and close.")
+        Path | None, typer.Option(metavar="FILE", help="TOML with severities, texts, thresholds, and how alerts open.")
     ] = None,
     notch: Annotated[
         int | None,
@@ -101,6 +129,8 @@ def run(
 
     Example: m2jl run --source serial:///dev/ttyUSB0?baud=230400 --view
 
+    Example: m2jl run --source file://mitdb/201 --model m2jlnet-ptbxl-rhythm-lead-i-int8 --lead I=MLII
+
     Example: m2jl run --source tcp://10.0.0.11:7000 --source tcp://10.0.0.12:7000 --sink sqlite:alerts.db
     """
     import json
@@ -116,10 +146,11 @@ def run(
 
     from runtime.alerts import AlertRules
     from runtime.hub import Feed, Hub
+    from runtime.leads import parse_told
     from runtime.model import Model, find_model
     from runtime.session import Session, write_atomically
     from runtime.sinks import Sink, kind_of, open_sinks
-    from runtime.sources import gathering_s, open_source
+    from runtime.sources import described, gathering_s, open_source, waits
     from runtime.startup import check
 
     logging.basicConfig(format="m2jl: %(message)s", level=logging.WARNING)
@@ -153,6 +184,7 @@ def run(
     labels = loaded.spec.labels
     rules = AlertRules.load(alerts, labels) if alerts is not None else AlertRules.shipped()
     needed = min(rule.policy.k for rule in rules.fitting(labels, loaded.spec.hop_s))
+    told = parse_told(lead or (), loaded.spec.leads)
     tested = check(path, loaded)
     if notch is not None and notch >= loaded.spec.rate_hz / 2:
         say(f"--notch {notch} is not needed: the low-pass lets nothing from {loaded.spec.rate_hz / 2:g} Hz on through")
@@ -161,7 +193,6 @@ def run(
         runner: Session | Hub
         if len(source) == 1:
             opened = stack.enter_context(open_source(source[0], speed=speed, reconnect_s=reconnect))
-            say(f"{opened.name} on {source[0]}: {', '.join(opened.leads)} at {opened.rate_hz:g} Hz")
             runner = Session(
                 opened,
                 loaded,
@@ -169,10 +200,12 @@ def run(
                 url=source[0],
                 policy=rules,
                 notch_hz=notch,
+                told=told,
                 duration_s=duration,
                 say=say,
                 progress=not view,
             )
+            say(f"{opened.name} on {source[0]}: {described(opened, told)}")
         else:
             gather_s = gathering_s(len(source))
             connect = partial(open_source, speed=speed, reconnect_s=reconnect, gather_s=gather_s)
@@ -183,12 +216,13 @@ def run(
                 sinks,
                 policy=rules,
                 notch_hz=notch,
+                told=told,
                 duration_s=duration,
                 patience_s=reconnect,
                 say=say,
                 progress=not view,
             )
-        patience_s = FILE_PATIENCE_S if all(url.startswith("file:") for url in source) else 0.0
+        patience_s = FILE_PATIENCE_S if all(map(waits, source)) else 0.0
         gateway = platform.node() if len(source) > 1 else runner.feeds[0].name
         delivery = open_sinks(sink or ([] if crowded else ["-"]), gateway, patience_s=patience_s)
         sinks.append(delivery)
@@ -203,14 +237,23 @@ def run(
             from runtime.view import View
 
             sinks.append(stack.enter_context(View(console, loaded, runner.feeds)))
-        say(f"{loaded.spec.name}: {tested}. {NOT_A_DEVICE}")
+        own = ", ".join(
+            f"{label} {threshold:g} (the model's: {shipped:.3f})"
+            for label, threshold, shipped in zip(
+                labels, rules.thresholds(labels, loaded.spec.thresholds), loaded.spec.thresholds, strict=True
+            )
+            if threshold != shipped
+        )
+        thresholds = f"; thresholds of {alerts}: {own}" if own else ""
+        say(f"{loaded.spec.name}: {tested}{thresholds}. {NOT_A_DEVICE}")
         try:
             runner.run()
         finally:
             result = runner.summary()
             stack.close()  # first the view, then the last words
-            for line in _last_words(result, loaded.spec, needed):
-                say(line)
+            if any(feed.state != "waiting" for feed in runner.feeds):  # else nothing has begun
+                for line in _last_words(result, loaded.spec, needed):
+                    say(line)
             if stats is not None:
                 write_atomically(stats, json.dumps(result, indent=1) + "\n")
 
@@ -398,13 +441,15 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     import json
 
     from runtime.doctor import PACKAGES, examine
+    from runtime.words import counted
 
     facts = examine()
     if as_json:
         typer.echo(json.dumps(facts))
         return
     machine = facts["machine"]
-    typer.echo(f"{machine['cpu']}, {machine['cores']} cores, {machine['arch']}, Python {facts['python']}")
+    about = f"{machine['cpu']}, {counted(machine['cores'], 'core')}, {machine['arch']}, Python {facts['python']}"
+    typer.echo(f"m2jlnet {machine['m2jlnet'] or 'is not installed'}; {about}")
     typer.echo("back ends:")
     for name, lacks in facts["backends"].items():
         typer.echo(f"  {name:<20} {f'cannot be used: {lacks}' if lacks else 'can be used'}")

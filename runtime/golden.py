@@ -37,6 +37,7 @@ GOLDEN_KEY = "m2jl.golden"
 VERSION = 1
 MAX_SAMPLES = 1 << 24  # of all windows; more is damage, or a file made to exhaust a board
 MAX_LOGIT = 1e6
+WHO_ADDS = "m2jl compress puts them there, and so do m2jl export --data and m2jl quantize"
 
 # Largest difference of a logit.  Float kernels differ in the order of sums; int8 ones also in a rounding now and then,
 # which reaches the logits as some hundredths (0.04 on the shipped model for inputs that are off by 1e-5).
@@ -159,7 +160,7 @@ def read_golden(path: Path) -> Golden:
     """
     file, spec = read_model(path)
     if GOLDEN_KEY not in file.metadata:
-        raise ModelError(f"{path} carries no golden windows (metadata key {GOLDEN_KEY}); m2jl compress puts them there")
+        raise ModelError(f"{path} carries no golden windows (metadata key {GOLDEN_KEY}); {WHO_ADDS}")
     try:
         return decode(file.metadata[GOLDEN_KEY], spec)
     except ModelError as error:

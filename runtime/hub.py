@@ -11,7 +11,8 @@ No device can slow another: who stalls has nothing waiting, and who floods gets 
 `max_waiting` windows of a device wait.  Beyond that a recording is made to wait, and of a device, which cannot be, the
 oldest window is given up: counted, reported as a `quality` event, and without a say in any alert.
 
-A device that is not there at the start, or is lost later, is waited for while the others run.  What a device's events
+A device that is not there at the start, or is lost later, is waited for while the others run.  What was told of leads
+holds for each device that has a lead of that name, and of those that are all there one must.  What a device's events
 are does not depend on which others there are, and is what `Session` gives for it alone.
 """
 
@@ -21,7 +22,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,12 @@ from firmware_bridge import AddressError, BridgeError, LinkChange, LinkLost, NoD
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.errors import OptionError, RunError
 from runtime.events import Event
+from runtime.leads import has_lead
 from runtime.model import Model
-from runtime.monitor import KEPT_LATENCIES, Cut, Monitor, MonitorStats, Step
-from runtime.session import REPORT_EVERY_S, percentiles_ms, summary
+from runtime.monitor import KEPT_LATENCIES, Cut, Monitor, Step
+from runtime.session import REPORT_EVERY_S, decided_by, percentiles_ms, summary
 from runtime.sinks import BlockSink, Origin, Sink, report_of
-from runtime.sources import Source
+from runtime.sources import Source, described
 
 log = logging.getLogger("runtime")
 
@@ -100,14 +102,14 @@ class Hub:
     Args:
         feeds: what to read.
         sinks: get events from the thread that calls `run`, and blocks (see `BlockSink`) from that of the feed.
-        policy, notch_hz: see `Monitor`.
+        policy, notch_hz, told: see `Monitor`.
         duration_s: of signal, on each device's clock; None for until its stream ends.
         patience_s: how long a device that is not there at the start is waited for.
         say: takes a line now and then.
         progress: say how far it is every `REPORT_EVERY_S`, too.
 
     Raises:
-        OptionError: an address is there twice.
+        runtime.errors.OptionError: an address is there twice.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Hub:
         config: HubConfig | None = None,
         policy: AlertPolicy | AlertRules | None = None,
         notch_hz: float | None = None,
+        told: Mapping[str, str] | None = None,
         duration_s: float | None = None,
         patience_s: float = 0.0,
         say: Callable[[str], None] = log.info,
@@ -129,7 +132,8 @@ class Hub:
             if urls.count(url) > 1:
                 raise OptionError(f"source {url} is there twice")
         self.feeds, self._model, self._sinks = tuple(feeds), model, sinks
-        self._config, self._policy, self._notch_hz = config or HubConfig(), policy, notch_hz
+        self._config, self._rules, self._notch_hz = config or HubConfig(), AlertRules.of(policy), notch_hz
+        self._told = told or {}
         self._duration_s, self._patience_s = duration_s, patience_s
         self._say, self._tells_progress = say, progress
         self._changed = threading.Condition()
@@ -187,7 +191,7 @@ class Hub:
         counts = ("windows", "windows_unusable", "windows_dropped", "samples", "samples_missing")
         monitors = [feed.monitor for feed in self.feeds if feed.monitor is not None]
         return {
-            "model": {"name": self._model.spec.name, "sha256": self._model.sha256},
+            **decided_by(self._model, self._rules),
             **{name: sum(fields[name] for fields in devices) for name in counts},
             "latency_ms": percentiles_ms([ms for monitor in monitors for ms in list(monitor.stats.latency_ms)]),
             "sinks": report_of(self._sinks),
@@ -195,14 +199,7 @@ class Hub:
         }
 
     def _summary_of(self, feed: Feed) -> dict[str, Any]:
-        monitor, source = feed.monitor, feed.source
-        fields = summary(
-            self._model,
-            monitor.stats if monitor else MonitorStats(),
-            source.link_stats() if source else {},
-            monitor.open_alerts if monitor else (),
-        )
-        del fields["model"]
+        fields = summary(feed.monitor, feed.source.link_stats() if feed.source else {})
         return {"device": feed.name, "source": feed.url, "state": feed.state, **fields}
 
     def _progress(self) -> str:
@@ -244,7 +241,11 @@ class Hub:
                 raise error
         if len(errors) == len(self.feeds):
             raise errors[0]
-        names = Counter(feed.source.name for feed in self.feeds if feed.source is not None)
+        there = [feed.source for feed in self.feeds if feed.source is not None]
+        for lead, name in self._told.items():
+            if len(there) == len(self.feeds) and not any(has_lead(source.leads, name) for source in there):
+                raise OptionError(f"--lead {lead}={name}: none of the devices has a lead of that name")
+        names = Counter(source.name for source in there)
         for name, count in names.items():
             if count > 1:
                 self._say(f"{count} devices are called {name}; events name them by their addresses")
@@ -261,11 +262,12 @@ class Hub:
 
     def _admit(self, feed: Feed, source: Source, name: str) -> None:
         feed.name = name
-        monitor = Monitor(self._model, source.leads, source.rate_hz, self._policy, name, self._notch_hz)
+        told = {lead: has for lead, has in self._told.items() if has_lead(source.leads, has)}
+        monitor = Monitor(self._model, source.leads, source.rate_hz, self._rules, name, self._notch_hz, told)
         # All together keep as many as one alone would: hundreds of devices must fit, too.
         monitor.stats.latency_ms = deque(maxlen=KEPT_LATENCIES // len(self.feeds))
         feed.monitor = monitor
-        self._say_of(feed, f"{feed.url}, {', '.join(source.leads)} at {source.rate_hz:g} Hz")
+        self._say_of(feed, f"{feed.url}, {described(source, told)}")
 
     def _say_of(self, feed: Feed, line: str) -> None:
         self._say(line if feed.name in line else f"{feed.name}: {line}")

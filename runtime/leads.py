@@ -5,17 +5,27 @@
     model_bad = derivation.spread(device_bad)
 
 Four of the six limb leads follow from any two (Einthoven, Goldberger); chest leads follow from nothing.
+
+A board with one channel calls it ECG, CH1 or MLII.  Which lead that stands for is known to whoever placed the
+electrodes, and to nobody else: it has to be told, and is then said wherever the result goes.  No name is guessed.
+
+    told = parse_told(["I=MLII"], ("I",))                   # {"I": "MLII"}
+    derivation = derive(("MLII", "V5"), ("I",), told)
+    said(told)                                              # "lead I from MLII, as told"
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import SourceError
+from runtime.errors import OptionError, SourceError
+from runtime.spec import LEADS_12
+from runtime.words import counted
 
 # Each limb lead as (share of I, share of II).
 LIMB = {
@@ -26,6 +36,7 @@ LIMB = {
     "AVL": (1.0, -0.5),
     "AVF": (-0.5, 1.0),
 }
+_STANDARD = {name.upper(): name for name in LEADS_12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +59,54 @@ class Derivation:
         return result
 
 
-def derive(device: Sequence[str], model: Sequence[str]) -> Derivation:
+def parse_told(texts: Sequence[str], model: Sequence[str]) -> dict[str, str]:
+    """What `--lead LEAD=NAME` says, for a model with these leads: lead -> name of the device's lead that stands for it.
+
+    Raises:
+        OptionError: not of that form, a lead that is of no use to the model, or one that is there twice.
+    """
+    useful = {name.upper(): name for name in (*(_STANDARD[name] for name in LIMB), *model)}
+    told: dict[str, str] = {}
+    for text in texts:
+        lead, _, name = (part.strip() for part in text.partition("="))
+        if not lead or not name:
+            raise OptionError(f"--lead {text}: it should be LEAD=NAME, I=MLII for example")
+        if lead.upper() not in useful:
+            raise OptionError(f"--lead {text}: the model has no lead {lead}; it has {', '.join(model)}")
+        lead = useful[lead.upper()]
+        if lead in told:
+            raise OptionError(f"--lead {text}: lead {lead} was said to be {told[lead]} already")
+        if name.upper() in map(str.upper, told.values()):
+            raise OptionError(f"--lead {text}: {name} was said to be another lead already")
+        told[lead] = name
+    return told
+
+
+def said(told: Mapping[str, str]) -> str:
+    """What was told, in words; empty for nothing."""
+    return f"{', '.join(f'lead {lead} from {name}' for lead, name in told.items())}, as told" if told else ""
+
+
+def has_lead(device: Sequence[str], name: str) -> bool:
+    """Whether a device has a lead of that name, in any case."""
+    return name.upper() in map(str.upper, device)
+
+
+def derive(device: Sequence[str], model: Sequence[str], told: Mapping[str, str] | None = None) -> Derivation:
     """Find each model lead among the device's, or derive it from two of its limb leads.
+
+    Args:
+        told: see `parse_told`.
 
     Raises:
         SourceError: a lead is neither there nor derivable; the message names it.
+        OptionError: what was told is not so: the device has no such lead, or has the lead that it should stand for.
     """
-    index = {name.upper(): k for k, name in enumerate(device)}
+    names = _as_told(device, told or {})
+    index = {name.upper(): k for k, name in enumerate(names)}
     limb = [name for name in LIMB if name in index][:2]
     matrix = np.zeros((len(model), len(device)), np.float32)
+    missing = []
     for row, name in enumerate(model):
         lead = name.upper()
         if lead in index:
@@ -66,7 +116,36 @@ def derive(device: Sequence[str], model: Sequence[str]) -> Derivation:
             shares = np.linalg.solve(np.array([LIMB[limb[0]], LIMB[limb[1]]]).T, np.array(LIMB[lead]))
             matrix[row, [index[limb[0]], index[limb[1]]]] = shares
         else:
-            raise SourceError(
-                f"the model needs lead {name}; the device has {', '.join(device)}, from which it cannot be derived"
-            )
+            missing.append(name)
+    if missing:
+        unknown = [name for name in names if name.upper() not in _STANDARD and not has_lead(model, name)]
+        raise SourceError(
+            f"the model needs lead{'s' * (len(missing) > 1)} {', '.join(missing)}; the device has {', '.join(device)}, "
+            f"from which {'it' if len(missing) == 1 else 'they'} cannot be derived{_hint(unknown, missing, len(limb))}"
+        )
     return Derivation(matrix)
+
+
+def _as_told(device: Sequence[str], told: Mapping[str, str]) -> list[str]:
+    """The device's leads, by the names of those that they stand for."""
+    names = list(device)
+    for lead, name in told.items():
+        at = [k for k, has in enumerate(device) if has.upper() == name.upper()]
+        if len(at) != 1:
+            raise OptionError(
+                f"--lead {lead}={name}: the device has {counted(len(at), 'lead') if at else 'no lead'} of that name; "
+                f"it has {', '.join(device)}"
+            )
+        if has_lead(device, lead):
+            raise OptionError(f"--lead {lead}={name}: the device has a lead {lead} of its own")
+        names[at[0]] = lead
+    return names
+
+
+def _hint(unknown: Sequence[str], missing: Sequence[str], limb: int) -> str:
+    """How to tell what a lead is, where enough have names that say nothing; `limb` limb leads are there already."""
+    of_limb = sum(name.upper() in LIMB for name in missing)
+    needed = len(missing) - of_limb + min(of_limb, 2 - limb)
+    if len(unknown) < needed:
+        return ""
+    return f"; `--lead {shlex.quote(f'{missing[0]}={unknown[0]}')}` if that is what it is"

@@ -35,7 +35,11 @@ def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def find_model(name: str | os.PathLike[str]) -> Path:
-    """A model by path, or one of the shipped ones by file name with or without ``.onnx``."""
+    """A model by path, or one of the shipped ones by file name with or without ``.onnx``.
+
+    Raises:
+        ModelError: a bare name is neither; the message lists the shipped ones.
+    """
     path = Path(name)
     # os.path says no, rather than raise, where a name is too long to be one.
     if os.path.exists(path) or path.parent != Path():
@@ -43,7 +47,8 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     for candidate in (SHIPPED / path.name, SHIPPED / f"{path.name}.onnx"):
         if os.path.isfile(candidate):
             return candidate
-    return path
+    shipped = ", ".join(sorted(model.stem for model in SHIPPED.glob("*.onnx")))
+    raise ModelError(f"there is no model {name}; shipped ones: {shipped}")
 
 
 def read_model(path: Path, sha256: str | None = None) -> tuple[OnnxFile, ModelSpec]:

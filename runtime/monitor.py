@@ -8,8 +8,8 @@
         sink.write(event)
 
 The first event is a `link` event that says `BEGINS`, the last one says `ENDS`, behind an offset for each alert that is
-open: nobody watches any more.  By the former whoever keeps events knows that alerts of an earlier run that was cut off
-are void.
+open: nobody watches any more.  By the former, behind which stands what was told of the device's leads, whoever keeps
+events knows that alerts of an earlier run that was cut off are void.
 
 No port, no clock and no thread in here: what comes out depends only on what is pushed.  A window that holds a gap
 does not arise (windows lie within unbroken segments); one with an unusable lead is not classified but reported.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from firmware_bridge import Block, join_mv
 from runtime.alerts import AlertPolicy, AlertRules, LabelState
 from runtime.chain import SignalChain, Window
 from runtime.events import Event, Kind
-from runtime.leads import derive
+from runtime.leads import derive, said
 from runtime.model import Model
 from runtime.quality import MAINS_MV, InputCheck, judge
 
@@ -121,14 +121,16 @@ class Monitor:
         policy: how readily alerts open and close, for all labels; or that and severity and text per label.
         device: its name in events.
         notch_hz: mains frequency to take out, where the model's band reaches it.
+        told: what the device's leads stand for, see `runtime.leads.parse_told`.
 
     Attributes:
-        rules: one per label.
+        rules, thresholds: one per label; those of the policy outrank the model's.
         ended: the end has been told, and with it that of open alerts.
 
     Raises:
         runtime.errors.SourceError: the device's leads or rate do not fit the model.
-        runtime.errors.OptionError: the policy does not fit the model's hop, see `AlertRules.fitting`.
+        runtime.errors.OptionError: the policy does not fit the model's hop, see `AlertRules.fitting`; or what was told
+            does not fit the device.
     """
 
     def __init__(
@@ -139,18 +141,19 @@ class Monitor:
         policy: AlertPolicy | AlertRules | None = None,
         device: str | None = None,
         notch_hz: float | None = None,
+        told: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.rate_hz, self.device = model, rate_hz, device
-        rules = AlertRules.of(policy) if isinstance(policy, AlertPolicy) else policy or AlertRules.shipped()
+        self.model, self.rate_hz, self.device, self.told = model, rate_hz, device, dict(told or {})
+        rules = AlertRules.of(policy)
         self.rules = rules.fitting(model.spec.labels, model.spec.hop_s)
+        self.thresholds = rules.thresholds(model.spec.labels, model.spec.thresholds)
         self.ended = False
-        self._derivation = derive(leads, model.spec.leads)
+        self._derivation = derive(leads, model.spec.leads, told)
         self._chain = SignalChain(model.spec, rate_hz, notch_hz)
         self._input = InputCheck(rate_hz, len(leads))
         self._mains_gain = np.array([self._chain.gain(hz) for hz in self._input.mains_hz])
         self._states = [
-            LabelState(threshold, rule.policy)
-            for threshold, rule in zip(model.spec.thresholds, self.rules, strict=True)
+            LabelState(threshold, rule.policy) for threshold, rule in zip(self.thresholds, self.rules, strict=True)
         ]
         self._identity = {"name": model.spec.name, "sha256": model.sha256}
         self._flags: deque[tuple[int, int, NDArray[np.bool_], NDArray[np.bool_]]] = deque()
@@ -259,7 +262,7 @@ class Monitor:
         t_s = block.first_sample / self.rate_hz
         unjudged = self._unjudged()
         if self._expected is None:
-            steps.append(News(t_s, BEGINS))
+            steps.append(News(t_s, f"{BEGINS}: {said(self.told)}" if self.told else BEGINS))
         # Windows do not reach over the segment's edge, so its flags bind none to come.
         self._flags.clear()
         if block.restarted:

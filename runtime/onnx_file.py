@@ -185,11 +185,16 @@ def _function(message: memoryview, file: OnnxFile) -> None:
             _node(_message(value), file, 0)
 
 
+def _is_safetensors(data: bytes) -> bool:
+    """Whether a file begins as checkpoints do: the length of a JSON object in 8 bytes, then the object."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
 def read_onnx(path: Path) -> OnnxFile:
     """Read a model's outside.
 
     Raises:
-        ModelError: missing, unreadable, truncated or not ONNX.
+        ModelError: missing, unreadable, truncated or not ONNX; of a checkpoint it says what makes ONNX of it.
     """
     try:
         data = path.read_bytes()
@@ -197,6 +202,8 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ModelError(f"there is no model {path}") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    if _is_safetensors(data):
+        raise ModelError(f"{path} is a checkpoint: m2jl export makes an .onnx file of it")
     file = OnnxFile(data, hashlib.sha256(data).hexdigest())
     has_graph = False
     try:

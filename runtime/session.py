@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,20 @@ def percentiles_ms(values_ms: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts: Sequence[str]) -> dict[str, Any]:
-    """What became of one device, as a JSON-ready object (`m2jl run --stats`)."""
+def decided_by(model: Model, rules: AlertRules) -> dict[str, Any]:
+    """What decides on alerts, as a JSON-ready object: the file, and each label's threshold, whoever has set it."""
+    thresholds = rules.thresholds(model.spec.labels, model.spec.thresholds)
     return {
         "model": {"name": model.spec.name, "sha256": model.sha256},
+        "thresholds": dict(zip(model.spec.labels, thresholds, strict=True)),
+    }
+
+
+def summary(monitor: Monitor | None, link: dict[str, int]) -> dict[str, Any]:
+    """What became of one device, which may never have been there, as a JSON-ready object (`m2jl run --stats`)."""
+    stats = monitor.stats if monitor else MonitorStats()
+    return {
+        "leads_told": monitor.told if monitor else {},
         "windows": stats.windows,
         "windows_unusable": stats.windows_unusable,
         "windows_dropped": stats.windows_dropped,
@@ -49,7 +59,7 @@ def summary(model: Model, stats: MonitorStats, link: dict[str, int], open_alerts
         "samples_missing": link.get("samples_missing", stats.missing_samples),
         "latency_ms": percentiles_ms(list(stats.latency_ms)),
         "probability": {label: round(value, 4) for label, value in stats.probability.items()},
-        "open_alerts": list(open_alerts),
+        "open_alerts": list(monitor.open_alerts if monitor else ()),
         "link": link,
     }
 
@@ -72,7 +82,7 @@ class Session:
 
     Args:
         url: where the source is.
-        policy, notch_hz: see `Monitor`.
+        policy, notch_hz, told: see `Monitor`.
         duration_s: of signal, on the device's clock; None for until the stream ends.
         say: takes a line now and then.
         progress: say how far it is every `REPORT_EVERY_S`, too.
@@ -87,6 +97,7 @@ class Session:
         url: str = "",
         policy: AlertPolicy | AlertRules | None = None,
         notch_hz: float | None = None,
+        told: Mapping[str, str] | None = None,
         duration_s: float | None = None,
         say: Callable[[str], None] = log.info,
         progress: bool = True,
@@ -94,7 +105,8 @@ class Session:
         self.source, self._model, self._sinks = source, model, sinks
         self._duration_s, self._say, self._tells_progress = duration_s, say, progress
         self.name, self.url = source.name, url or source.name
-        self.monitor = Monitor(model, source.leads, source.rate_hz, policy, self.name, notch_hz)
+        self._rules = AlertRules.of(policy)
+        self.monitor = Monitor(model, source.leads, source.rate_hz, self._rules, self.name, notch_hz, told)
         self.state = "waiting"  # then "streaming", "lost" and "ended"
         self.feeds = (self,)  # what there is to look at, as in `runtime.hub`
 
@@ -139,9 +151,11 @@ class Session:
 
     def summary(self) -> dict[str, Any]:
         """Counts so far."""
-        monitor = self.monitor
-        fields = summary(self._model, monitor.stats, self.source.link_stats(), monitor.open_alerts)
-        return {**fields, "sinks": report_of(self._sinks)}
+        return {
+            **decided_by(self._model, self._rules),
+            **summary(self.monitor, self.source.link_stats()),
+            "sinks": report_of(self._sinks),
+        }
 
     def _tell_link(self, change: LinkChange) -> None:
         """What was lost meanwhile is told by the monitor, with the next block."""

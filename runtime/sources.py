@@ -1,28 +1,44 @@
-"""Where samples come from, by URL: a serial port, a TCP socket or a recording on disk.
+"""Where samples come from, by URL: a serial port, a TCP socket, a recording on disk or the bytes that a link brought.
 
     with open_source("serial:///dev/ttyUSB0?baud=230400") as source:
         for block in source.blocks():
             ...
 
 `serial://` and `tcp://` speak the protocol of `firmware_bridge`; `file://RECORD` reads a WFDB record (extra ``wfdb``)
-through the same blocks, at a multiple of real time or as fast as they are taken.  A source ends by itself when the
-device stops or the recording is over; `interrupt` ends it early and may be called from a signal handler.  A device
-whose link was lost is waited for, as long as was asked.
+through the same blocks, and `wire://FILE` decodes the bytes that ``m2jl wire --record FILE`` kept, as they were decoded
+when they came; both at a multiple of real time or as fast as they are taken.  ``~`` is the home directory in both.  A
+source ends by itself when the device stops or the recording is over; `interrupt` ends it early and may be called from a
+signal handler.  A device whose link was lost is waited for, as long as was asked.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from firmware_bridge import Block, Device, LinkChange, RecordFile
+from firmware_bridge import (
+    Block,
+    BlockAssembler,
+    Decoder,
+    Device,
+    DeviceStats,
+    Frame,
+    LinkChange,
+    ProtocolError,
+    RecordFile,
+    RecordingError,
+)
+from firmware_bridge.messages import Info
 from runtime.errors import SourceError
+from runtime.leads import said
 
 FILE_BLOCK_S = 0.1
 PIECE_BLOCKS = 600  # a minute of a recording: 12 leads at 500 Hz take 1.5 MB
@@ -30,6 +46,7 @@ POLL_S = 0.1  # how promptly an interrupted source ends, however slowly it repla
 CROWD = 16  # devices of one process, from which on their samples gather before they are read
 READS_PER_S = 800  # of all of them together, as long as each need not gather for more than
 LONGEST_GATHER_S = 0.25
+CHUNK_BYTES = 1 << 16  # of a file of bytes, read at a time
 FILE_STEP_MV = 1e-4  # finer than the step of any ECG recording, which is not known any more once it is in mV
 
 
@@ -107,7 +124,42 @@ class DeviceSource:
         self._device.close()
 
 
-class FileSource:
+class _Replay:
+    """What sources share that wait for whoever reads them.
+
+    Args:
+        speed: multiple of real time; infinity for as fast as possible.
+    """
+
+    live = False
+
+    def __init__(self, speed: float) -> None:
+        self._speed, self._interrupted = speed, False
+        self._began_s = 0.0
+
+    def _begin(self) -> None:
+        """The first sample is due now."""
+        self._began_s = time.monotonic()
+
+    def _wait_until(self, t_s: float) -> bool:
+        """Wait until so much signal is due; False if someone asked to end."""
+        due_s = self._began_s + t_s / self._speed
+        while not self._interrupted and (wait_s := due_s - time.monotonic()) > 0:
+            time.sleep(min(wait_s, POLL_S))
+        return not self._interrupted
+
+    def interrupt(self) -> None:
+        """See `Source`."""
+        self._interrupted = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.interrupt()
+
+
+class FileSource(_Replay):
     """A WFDB record, in blocks of `FILE_BLOCK_S`; at most `PIECE_BLOCKS` of them are in memory at a time.
 
     Samples for which the record has no value in any lead are missing, as if the wire had lost them; where it has none
@@ -115,57 +167,111 @@ class FileSource:
 
     Args:
         path: the record, with or without its suffix.
-        speed: multiple of real time; infinity for as fast as possible.
+        speed: see `_Replay`.
 
     Raises:
         firmware_bridge.RecordingError: missing or unreadable, or wfdb is not installed; from `blocks` where damage is
             only found there.
     """
 
-    live = False
     step_mv = FILE_STEP_MV
 
     def __init__(self, path: str, speed: float = math.inf) -> None:
+        super().__init__(speed)
         self._record = RecordFile(path)
         self._record.read(self._record.samples - 1, self._record.samples)  # that it was cut short is better known now
         self.name = printable(self._record.name)
         self.leads, self.rate_hz = self._record.leads, self._record.rate_hz
-        self._speed, self._interrupted = speed, False
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Yield the record's blocks, each when its last sample is due."""
         size = max(1, round(FILE_BLOCK_S * self.rate_hz))
         none = np.zeros(len(self.leads), np.bool_)
-        began_s = time.monotonic()
+        self._begin()
         expected = 0
         for start in range(0, self._record.samples, size * PIECE_BLOCKS):
             piece = self._record.read(start, start + size * PIECE_BLOCKS)
             whole = not np.isnan(piece).any()
             for first in range(0, piece.shape[1], size):
                 part = piece[:, first : first + size]
-                due_s = began_s + (start + first + part.shape[1]) / self.rate_hz / self._speed
-                while not self._interrupted and (wait_s := due_s - time.monotonic()) > 0:
-                    time.sleep(min(wait_s, POLL_S))
-                if self._interrupted:
+                if not self._wait_until((start + first + part.shape[1]) / self.rate_hz):
                     return
                 for at, there, off in [(0, part, none)] if whole else _stretches(part):
                     begin = start + first + at
                     yield Block(begin, there, off, none, begin - expected, False)
                     expected = begin + there.shape[1]
 
-    def interrupt(self) -> None:
-        """See `Source`."""
-        self._interrupted = True
-
     def link_stats(self) -> dict[str, Any]:
         """See `Source`."""
         return {}
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_exception: object) -> None:
-        self.interrupt()
+class WireSource(_Replay):
+    """The bytes of a link that ends, kept by ``m2jl wire --record``: what came of them when they came comes of them
+    again, damage and gaps included.
+
+    Bytes do not say when they came, so that a link that was lost for a while is the gap that it left, and not told of
+    otherwise.  What another device sent that was plugged in meanwhile is left out, as it was then.
+
+    Args:
+        path: the file.
+        speed: see `_Replay`.
+
+    Raises:
+        firmware_bridge.RecordingError: it cannot be read, or no device introduces itself in it.
+    """
+
+    def __init__(self, path: str, speed: float = math.inf) -> None:
+        super().__init__(speed)
+        self._path = Path(path)
+        self._decoder, self._assembler = Decoder(), BlockAssembler()
+        frames = self._frames(Decoder())
+        info = next((frame.message for frame in frames if isinstance(frame.message, Info)), None)
+        if info is None:
+            raise RecordingError(f"{path}: no device introduces itself in it; was it made by m2jl wire --record?")
+        self._info = info
+        self.name = printable(info.device_id) or path
+        self.step_mv = info.gain_nv_per_count * 1e-6
+        self.leads, self.rate_hz = tuple(map(printable, info.leads)), info.rate_hz
+
+    def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+        """Yield what the bytes hold, each block when its last sample is due.
+
+        Raises:
+            firmware_bridge.ProtocolError: from here on the device has other leads or another rate.
+        """
+        self._begin()
+        samples, ours = 0, True
+        for frame in self._frames(self._decoder):
+            if isinstance(frame.message, Info):
+                ours = frame.message.device_id == self._info.device_id
+                if ours:
+                    self._check(frame.message)
+            block = self._assembler.push(frame) if ours else None
+            if block is not None:
+                samples += block.missing_samples + block.samples
+                if not self._wait_until(samples / self.rate_hz):
+                    return
+                yield block
+
+    def link_stats(self) -> dict[str, Any]:
+        """See `Source`."""
+        return asdict(DeviceStats.of(self._decoder.stats, self._assembler.stats))
+
+    def _frames(self, decoder: Decoder) -> Iterator[Frame]:
+        try:
+            with self._path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield from decoder.feed(chunk)
+        except OSError as error:
+            raise RecordingError(f"cannot read {self._path}: {error.strerror}") from error
+
+    def _check(self, info: Info) -> None:
+        if (info.leads, info.rate_millihz) != (self._info.leads, self._info.rate_millihz):
+            raise ProtocolError(
+                f"{self._path}: the device changed: now {len(info.leads)} leads ({', '.join(info.leads)}) at "
+                f"{info.rate_hz:g} Hz"
+            )
 
 
 def gathering_s(devices: int) -> float:
@@ -194,8 +300,18 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "_" for character in text)
 
 
+def described(source: Source, told: Mapping[str, str]) -> str:
+    """What a source brings, in a line; `told` as in `runtime.leads.parse_told`."""
+    return "; ".join(filter(None, (f"{', '.join(source.leads)} at {source.rate_hz:g} Hz", said(told))))
+
+
+def waits(url: str) -> bool:
+    """Whether what a URL names can wait for whoever reads it; a device cannot."""
+    return url.startswith(("file://", "wire://"))
+
+
 def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0, gather_s: float = 0.0) -> Source:
-    """Open what a URL names; `speed` applies to files only, the others to devices only.
+    """Open what a URL names; `speed` applies to what is replayed only, the others to devices only.
 
     Args:
         reconnect_s: see `DeviceSource`.
@@ -209,5 +325,21 @@ def open_source(url: str, *, speed: float = math.inf, reconnect_s: float = 0.0, 
     if separator and scheme in ("serial", "tcp"):
         return DeviceSource(url, reconnect_s, gather_s if scheme == "tcp" else 0.0)
     if separator and scheme == "file":
-        return FileSource(rest, speed)
-    raise SourceError(f"source {url!r} is not one of serial:///dev/ttyUSB0?baud=230400, tcp://host:port, file://record")
+        return FileSource(os.path.expanduser(rest), speed)
+    if separator and scheme == "wire":
+        return WireSource(os.path.expanduser(rest), speed)
+    raise SourceError(
+        f"source {url!r} is not one of serial:///dev/ttyUSB0?baud=230400, tcp://host:port, file://RECORD, "
+        f"wire://FILE{_meant(url)}"
+    )
+
+
+def _meant(text: str) -> str:
+    """What someone may have meant who named a file."""
+    path = os.path.expanduser(text)
+    stem, suffix = os.path.splitext(path)
+    if os.path.isfile(f"{stem if suffix in ('.hea', '.dat', '.mat') else path}.hea"):
+        return f"; for the WFDB record: file://{text}"
+    if os.path.isfile(path):
+        return f"; if m2jl wire --record has made it: wire://{text}"
+    return ""

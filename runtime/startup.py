@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtime.errors import RunError
-from runtime.golden import GOLDEN_KEY, read_golden, self_test
+from runtime.golden import GOLDEN_KEY, WHO_ADDS, read_golden, self_test
 from runtime.model import Model, read_model
 
 WARM_UPS = 3
@@ -36,7 +36,7 @@ def check(path: Path, model: Model) -> str:
             )
         says = f"self-test passed: {found}, tolerance {result.tolerance:g}"
     else:
-        says = f"{path} carries no golden windows, so it starts without a self-test; m2jl compress puts them there"
+        says = f"{path} carries no golden windows, so it starts without a self-test; {WHO_ADDS}"
     for _ in range(WARM_UPS):
         model.warm_up()
     return says

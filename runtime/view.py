@@ -204,7 +204,7 @@ class View:
         facts.add_row("latency", _latency(monitor))
         findings = Table.grid(padding=(0, 1))
         open_alerts = monitor.open_alerts
-        for label, threshold, rule in zip(spec.labels, spec.thresholds, monitor.rules, strict=True):
+        for label, threshold, rule in zip(spec.labels, monitor.thresholds, monitor.rules, strict=True):
             value, colour = stats.probability.get(label), COLOURS[rule.severity]
             findings.add_row(
                 Text(label, style="bold" if label in open_alerts else ""),
@@ -241,7 +241,7 @@ class View:
             drawn = strip(signals[feed.name], STRIP_CHARACTERS) if feed.name in signals else ""
             levels = Text(" ").join(
                 level(monitor.stats.probability.get(label), threshold, len(label), COLOURS[rule.severity])
-                for label, threshold, rule in zip(spec.labels, spec.thresholds, monitor.rules, strict=True)
+                for label, threshold, rule in zip(spec.labels, monitor.thresholds, monitor.rules, strict=True)
             )
             alerts = Text(", ").join(
                 Text(label, style=f"bold {COLOURS[rule.severity]}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,19 @@ def test_help_imports_nothing_heavy(imported_by_help: set[str]) -> None:
     assert not heavy & imported_by_help
 
 
+def test_the_version_is_printed_whatever_else_is_asked(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for more in ((), ("dance",), ("run", "--source", "ftp://x")):
+        result = here("--version", *more)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"m2jlnet {version('m2jlnet')}\n"
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("runtime.machine.version", missing)
+    assert here("--version").stdout == "m2jlnet is not installed\n"
+
+
 def test_an_unknown_command_is_a_usage_error(m2jl: Command) -> None:
     result = m2jl("dance")
     assert result.returncode == 2
@@ -142,6 +156,8 @@ def test_models_that_cannot_be_used_are_one_line(
         (["run", "--source", "ftp://x", "--model", "x" * 300], "x" * 300),
         (["emulate", "/no/such/record"], "/no/such/record"),
         (["bench", "no-such-model"], "there is no model no-such-model"),
+        (["inspect", "nosuch"], "shipped ones: m2jlnet-ptbxl-rhythm-lead-i-int8, m2jlnet-ptbxl-super-int8"),
+        (["inspect", "no/such.onnx"], "there is no model no/such.onnx"),
     ],
 )
 def test_bad_input_is_one_line(here: Command, arguments: list[str], says: str) -> None:
@@ -277,6 +293,7 @@ def test_doctor_prints_what_is_there_and_what_is_missing(here: Command, monkeypa
     result = here("doctor")
     assert result.returncode == 0
     assert 'missing; for nothing: pip install "m2jlnet[mqtt]"' in result.stdout
+    assert result.stdout.startswith(f"m2jlnet {version('m2jlnet')}; ")
     assert MODEL.name in result.stdout
     assert np.__version__ in result.stdout
 
@@ -295,6 +312,12 @@ def test_bench_prints_json_and_its_progress_elsewhere(here: Command, monkeypatch
     assert result.returncode == 0
     (row,) = json.loads(result.stdout)
     assert row["model"].endswith(MODEL.name)
+
+
+def test_one_device_is_not_devices(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"devices": 1, "windows": 1, "missed": 0, "result_ms": {}, "sample_to_alert_ms": {}}
+    monkeypatch.setattr("runtime.bench.stream.stream", lambda _model, **_: result)
+    assert "1 device on one core, 1 window, 0 missed" in here("bench", MODEL.stem, "--stream", "1").stdout
 
 
 def test_the_command_is_installed_under_its_name() -> None:

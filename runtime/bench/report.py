@@ -16,6 +16,7 @@ from typing import Any
 from runtime.bench.compare import Finding
 from runtime.session import write_atomically
 from runtime.svg import PAGE_STYLE, SERIES, STYLE, Axis, Plot
+from runtime.words import counted
 
 Row = dict[str, Any]
 Line = tuple[str, list[float], list[float]]  # its name, x and y
@@ -76,7 +77,7 @@ def _page(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>m2jl bench</title><style>{PAGE_STYLE}{STYLE}{BENCH_STYLE}</style></head><body><main>"
-        f'<header><h1>m2jl bench</h1><p class="about">{_e(machine["cpu"])}, {machine["cores"]} cores</p>'
+        f'<header><h1>m2jl bench</h1><p class="about">{_e(machine["cpu"])}, {counted(machine["cores"], "core")}</p>'
         f"<nav>{links}</nav></header>{_tiles(rows[0])}{body}</main>\n"
         f'<script type="application/json" id="rows">{data}</script></body></html>\n'
     )

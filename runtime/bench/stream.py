@@ -44,6 +44,7 @@ from runtime.model import Model
 from runtime.session import percentiles_ms
 from runtime.sources import DeviceSource, Source, gathering_s
 from runtime.spec import ModelSpec
+from runtime.words import counted
 
 MAX_DEVICES = 400  # of whose sockets `select` can take care
 READY_S = 60.0  # for all devices to be opened and started
@@ -218,7 +219,7 @@ def stream(
             return sources[url]
 
         feeds = [Feed(url, functools.partial(connect, url)) for url in urls]
-        say(f"{devices} devices for {spec.window_s + seconds:g} s")
+        say(f"{counted(devices, 'device')} for {spec.window_s + seconds:g} s")
         hub = _Hub(feeds, model, [], config=config, say=lambda _line: None, progress=False)
         began_s, began_cpu_s = time.monotonic(), time.process_time()
         hub.run()

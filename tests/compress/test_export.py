@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
 import compress.export
 from compress.export import OPSET, export, save_with_spec
@@ -125,12 +126,42 @@ def test_the_commands(m2jl: M2jl, teacher: Path, fp32: Path, tmp_path: Path, mon
     assert code == 0
     assert out.startswith(f"{path}: ptbxl-super, ")
     assert path.read_bytes() == fp32.read_bytes()
+    assert re.fullmatch(
+        r"passed: logits of 16 windows of noise differ by up to \S+ from the checkpoint's, limit 0.001",
+        out.splitlines()[-1],
+    )
     code, out, _ = m2jl("inspect", path, "--json")
     assert code == 0
     assert json.loads(out)["opset"] == 20
     code, _, err = m2jl("export", tmp_path / "none", "--out", path)
     assert code == 2
     assert err.startswith("m2jl: error: there is no checkpoint")
+    code, _, err = m2jl("export", path, "--out", tmp_path / "y.onnx")
+    assert code == 2
+    assert f"{path} is an exported model already" in err
+    for command in ("inspect", "bench"):
+        code, _, err = m2jl(command, teacher)
+        assert code == 2
+        assert err == f"m2jl: error: {teacher} is a checkpoint: m2jl export makes an .onnx file of it\n"
+
+
+def test_a_graph_that_says_something_else_than_the_checkpoint_is_not_left(
+    m2jl: M2jl, teacher: Path, fp32: Path, mini: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(_net: object) -> onnx.ModelProto:
+        model = onnx.load(str(fp32))
+        (head,) = (node for node in model.graph.node if "logits" in node.output)
+        (bias,) = (item for item in model.graph.initializer if item.name == head.input[2])
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
+        return model
+
+    monkeypatch.setattr(compress.export, "to_onnx", damaged)
+    out = tmp_path / "x.onnx"
+    for more, windows in ((), "16 windows of noise"), (("--data", mini, "--cache", cache), "14 golden windows"):
+        code, said, err = m2jl("export", teacher, "--out", out, *more)
+        assert (code, said) == (1, "")
+        assert f"export: logits of {windows} differ by up to 0.25 from the checkpoint's, more than 0.001" in err
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_leaves_no_file_without_its_windows(

@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 import compress.quantize
 from compress.errors import RecipeError
 from compress.quantize import PER_LABEL, Calibrator, choose_records, quantize, with_spec
+from runtime.chain import batch_windows
 from runtime.errors import ModelError
 from runtime.golden import read_golden, self_test
 from runtime.model import Model, read_model
@@ -278,6 +279,13 @@ def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: 
     code, out, err = m2jl("quantize", fp32, *options, "--records", 16)
     assert code == 0, err
     assert out.startswith(f"{path}: ")
+    golden = read_golden(path)
+    inputs = batch_windows(golden.signal_mv, read_model(fp32)[1])
+    error = np.abs(Model.load(fp32).logits(*inputs) - golden.logits)
+    assert out.splitlines()[-1] == (
+        f"logits of its {len(golden.logits)} golden windows differ by {error.mean():.2g} on average, {error.max():.2g} "
+        f"at most, from those of {fp32}; m2jl verify judges by the validation fold"
+    )
     # 14 of the mini set's recordings are in the training folds.
     assert read_model(path)[1].provenance["calibration"] == "percentile, 14 records of the training folds, seed 1"
     assert self_test(Model.load(path), read_golden(path)).passed
@@ -285,7 +293,7 @@ def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: 
         "quantize", fp32, *options, "--sensitivity", "--target", "tensorrt", "--float", "gates.waveform.0.excite"
     )
     assert code == 0, err
-    costs = [float(line.split()[0]) for line in out.splitlines()[:-1]]
+    costs = [float(line.split()[0]) for line in out.splitlines()[:-2]]
     assert len(costs) > 30
     assert costs == sorted(costs, reverse=True)
     provenance = read_model(path)[1].provenance

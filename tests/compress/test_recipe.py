@@ -55,9 +55,6 @@ def test_a_recipe_by_path_with_defaults_for_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("epochs = 2", "epoch = 2", "student.epoch"),
-        ("max_auc_drop", "max_auc_dorp", "gate.max_auc_dorp"),
-        ("[gate]", "[gates]", "gates"),
         ("epochs = 2", 'epochs = "many"', "student.epochs"),
         ("epochs = 2", "epochs = 0", "student.epochs"),
         ("epochs = 2", "epochs = 2.5", "student.epochs"),
@@ -82,6 +79,40 @@ def test_a_recipe_by_path_with_defaults_for_the_rest(tmp_path: Path) -> None:
 def test_a_mistake_is_named_by_its_key(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in WHOLE
     fails(write(tmp_path, WHOLE.replace(old, new)), f" {says}: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("epochs = 2", "epoch = 2", "student.epoch is not known; did you mean student.epochs?"),
+        ("max_auc_drop", "max_auc_dorp", "gate.max_auc_dorp is not known; did you mean gate.max_auc_drop?"),
+        ("[gate]", "[gates]", "gates is not known; did you mean gate?"),
+        ("net =", "nte =", "student.nte is not known; did you mean student.net?"),
+        ("[gate]", "[qat]\nzzz = 1\n[gate]", "qat.zzz is not known; there is: epochs, peak_rate, when"),
+    ],
+)
+def test_a_key_that_is_not_known_is_told_what_was_meant(tmp_path: Path, old: str, new: str, says: str) -> None:
+    name = write(tmp_path, WHOLE.replace(old, new))
+    fails(name, f"recipe {name}: {says}")
+
+
+def test_a_mistake_is_blamed_on_where_it_was_made(tmp_path: Path) -> None:
+    """A shipped file is right; of two settings of one key the last one counts."""
+
+    def told(settings: list[str], name: str = "ptbxl-super") -> str:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(name, settings)
+        return str(caught.value)
+
+    says = "--set student.epoch=1: student.epoch is not known; did you mean student.epochs?"
+    assert told(["student.epochs=3", "student.epoch=1", "gate.max_f1_drop=0.1"]) == says
+    assert told(["students.epochs=3"]) == "--set students.epochs=3: students is not known; did you mean student?"
+    assert told(["quantize.methods=minmax,guess"]).startswith(
+        "--set quantize.methods=minmax,guess: quantize.methods.1: "
+    )
+    assert told(["student.epochs=x", " student.epochs = 0"]).startswith("--set  student.epochs = 0: student.epochs: ")
+    wrong = write(tmp_path, WHOLE.replace("epochs = 2", "epochs = 0"))
+    assert told(["student.seed=3", "gate.max_f1_drop=0.1"], wrong).startswith(f"recipe {wrong}: student.epochs: ")
 
 
 def test_missing_and_unreadable(tmp_path: Path) -> None:
@@ -115,8 +146,6 @@ def test_settings_of_the_command_line_replace_the_recipe_s_and_have_its_types(tm
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("student.epoch=3", " student.epoch: "),
-        ("students.epochs=3", " students: "),
         ("student.epochs=many", " student.epochs: "),
         ("student.epochs=2.5", " student.epochs: "),
         ("student.epochs=", " student.epochs: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,12 +178,24 @@ def test_the_command_lets_a_good_model_pass(
     m2jl: M2jl, fp32: Path, int8: Path, mini: Path, cache: Path, wide_gate: Path
 ) -> None:
     options = ("--data", mini, "--cache", cache, "--recipe", wide_gate)
-    code, out, err = m2jl("verify", fp32, int8, *options, "--json")
+    code, as_json, err = m2jl("verify", fp32, int8, *options, "--json")
     assert (code, err) == (0, "")
-    assert set(json.loads(out)["auc_drop"]) == {"NORM", "MI", "STTC", "CD", "HYP"}
+    assert set(json.loads(as_json)["auc_drop"]) == {"NORM", "MI", "STTC", "CD", "HYP"}
     code, out, _ = m2jl("verify", fp32, int8, *options)
     assert code == 0
-    assert "macro_auc_drop" in out
+    rows = {tuple(line.split()[:-3]): line.split()[-3:] for line in out.splitlines() if line.startswith("  AUC ")}
+    figures = json.loads(as_json)
+    for label, (auc, change, limit) in {name[1]: row for name, row in rows.items()}.items():
+        assert (float(auc), float(change), limit) == (figures["auc"][label], -figures["auc_drop"][label], "-0.5")
+    assert [name for _, name in rows] == ["NORM", "MI", "STTC", "CD", "HYP"]
+    assert re.search(r"^  macro-AUC +0\.\d{4} +[+-]0\.\d{4} +-0\.2 *$", out, re.MULTILINE)
+    assert re.search(r"^  mean difference of a logit +\S+ +1 *$", out, re.MULTILINE)
+    assert "{" not in out
+    assert out.splitlines()[-1] == f"passed: gate of recipe {wide_gate}, PTB-XL fold 9, 6 recordings"
+    code, out, _ = m2jl("verify", fp32, fp32, *options[:4])
+    assert code == 0
+    assert "largest difference of a logit" in out
+    assert out.splitlines()[-1] == "passed: gate of recipe ptbxl-super, PTB-XL fold 9, 6 recordings"
 
 
 def test_the_command_stops_a_broken_one_with_exit_code_1(

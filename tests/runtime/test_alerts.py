@@ -318,6 +318,16 @@ def test_a_file_changes_what_it_names_and_leaves_the_rest(load: Callable[[str], 
     assert rules["1AVB"].severity == "low"
 
 
+def test_a_threshold_of_ones_own_outranks_the_models(load: Callable[[str], AlertRules]) -> None:
+    own = (0.1, 0.2, 0.3, 0.4)
+    rules = load("[label.AFIB]\nthreshold = 0.8\n[label.1AVB]\nk = 2")
+    assert rules.thresholds(LABELS, own) == (0.1, 0.8, 0.3, 0.4)
+    assert rules["AFIB"].policy == AlertPolicy()
+    assert AlertRules.shipped().thresholds(LABELS, own) == own
+    assert AlertRules.of(rules) is rules
+    assert AlertRules.of(None).thresholds(LABELS, own) == own
+
+
 def test_a_later_files_word_on_all_labels_outranks_an_earlier_ones_on_one() -> None:
     rules = AlertRules([{"": {"k": 1}, "A": {"k": 2, "n": 9}}, {"": {"k": 3}}, {"B": {"k": 4}}])
     assert (rules["A"].policy.k, rules["A"].policy.n) == (3, 9)
@@ -344,6 +354,12 @@ def test_an_empty_file_changes_nothing(load: Callable[[str], AlertRules]) -> Non
         ("[label.AFIB]\nseverity = 3", "label.AFIB: severity 3 is not one of high, medium"),
         ("[label.AFIB]\ntext = ' '", "label.AFIB: text must be words"),
         ("[label.AFBI]\nk = 3", "the model has no label AFBI; did you mean AFIB?"),
+        ("[policy]\nthreshold = 0.5", "policy: threshold is not known"),
+        ("[label.AFIB]\nthreshold = 80", "label.AFIB: threshold must lie between 0 and 1, not be 80"),
+        ("[label.AFIB]\nthreshold = 0", "label.AFIB: threshold must lie between 0 and 1, not be 0"),
+        ("[label.AFIB]\nthreshold = 1.0", "label.AFIB: threshold must lie between 0 and 1, not be 1.0"),
+        ("[label.AFIB]\nthreshold = nan", "label.AFIB: threshold must lie between 0 and 1, not be nan"),
+        ("[label.AFIB]\nthreshold = true", "label.AFIB: threshold must be a number, not True"),
         ("[policy]\nk = 2.5", "policy: k must be a whole number, not 2.5"),
         ("[policy]\nk = true", "policy: k must be a whole number, not True"),
         ("[policy]\nupdate_s = 'often'", "policy: update_s must be a number, not 'often'"),
@@ -406,6 +422,16 @@ def test_run_obeys_the_file(
     assert code == 0  # the recording is one window long: with the shipped rules it says nothing
     told = {event["label"]: event for event in map(json.loads, out.splitlines())}
     assert (told["HYP"]["severity"], told["HYP"]["text"]) == ("high", "Thick walls")
+    stats = tmp_path / "stats.json"
+    path.write_text("[policy]\nk = 1\n[label.HYP]\nthreshold = 0.9999\n")
+    code, out, err = m2jl_in_process(*arguments, "--stats", stats)
+    assert code == 0
+    assert not {event["label"] for event in map(json.loads, out.splitlines())} & {"HYP"}
+    summary, (said,) = json.loads(stats.read_text()), [line for line in err.splitlines() if "thresholds of" in line]
+    assert f"; thresholds of {path}: HYP 0.9999 (the model's: 0." in said
+    assert "NORM" not in said
+    assert summary["thresholds"]["HYP"] == 0.9999
+    assert summary["model"] == next(map(json.loads, out.splitlines()))["model"]  # the file is what it was
     path.write_text("[policy]\nrelaese = 1\n")
     code, out, err = m2jl_in_process(*arguments)
     assert (code, out) == (2, "")

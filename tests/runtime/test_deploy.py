@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_every_command_in_the_pages_is_there(root: Path, page: str) -> None:
         check(name, arguments)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "alerts.md", "model_card.md"])
 def test_every_link_in_the_pages_leads_somewhere(root: Path, page: str) -> None:
     for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", (root / "docs" / page).read_text()):
         linked = root / "docs" / (target or page)
@@ -59,12 +60,32 @@ def test_every_link_in_the_pages_leads_somewhere(root: Path, page: str) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_installed_is_the_wheel_of_this_version(root: Path, page: str) -> None:
+    """There is no m2jlnet on PyPI."""
+    text = (root / "docs" / page).read_text()
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    (words,) = re.findall(r"pip install (.*m2jlnet.*)", text)
+    options, _, wheel = words.partition("'")
+    assert options == "-c constraints.txt "
+    assert wheel.startswith(f"m2jlnet-{version}-py3-none-any.whl[mqtt]'")
+    assert page == "gateway.md" or "(gateway.md#install)" in text
+
+
+def test_the_unit_names_the_page_that_installs_it(root: Path, deploy: Path) -> None:
+    (page,) = re.findall(r"docs/[\w-]+\.md", (deploy / "m2jl.service").read_text())
+    assert "m2jl.service /etc/systemd/system/" in (root / page).read_text()
+
+
 def test_the_service_starts_what_is_there(deploy: Path) -> None:
     unit = (deploy / "m2jl.service").read_text()
     (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     assert start == "/opt/m2jl/bin/m2jl run $M2JL_OPTIONS"
-    (options,) = re.findall(r"^M2JL_OPTIONS=(.*)$", (deploy / "m2jl.env").read_text(), re.MULTILINE)
+    environment = (deploy / "m2jl.env").read_text()
+    (options,) = re.findall(r"^M2JL_OPTIONS=(.*)$", environment, re.MULTILINE)
     check("run", options)
+    (example,) = re.findall(r"^# .*: (--model .*)$", environment, re.MULTILINE)
+    check("run", example)
     words = options.split()  # as systemd does it
     sources = [words[at + 1] for at, word in enumerate(words) if word == "--source"]
     assert sources

@@ -183,6 +183,7 @@ def test_the_command_refuses_a_model_without_windows_or_with_damaged_ones(
     code, out, err = m2jl_in_process("inspect", path, "--self-test")
     assert (code, out) == (2, "")
     assert err.startswith(f"m2jl: error: {path} carries no golden windows")
+    assert "m2jl export --data" in err
     model = onnx.load(str(model_file))
     for entry in model.metadata_props:
         if entry.key == GOLDEN_KEY:

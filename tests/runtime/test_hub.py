@@ -387,8 +387,48 @@ def test_an_address_that_makes_no_sense_is_refused_whoever_else_is_there(error: 
 def test_a_device_that_does_not_fit_the_model_is_refused() -> None:
     wrong = Fake("wrong", 4.0)
     wrong.leads = ("V1", "V2")
-    with pytest.raises(SourceError, match="lead I"):
+    with pytest.raises(SourceError, match="leads I, II"):
         Hub([feed_of(Fake("a", 4.0)), feed_of(wrong)], model_of(), []).run()
+
+
+def called(source: Fake, *leads: str) -> Fake:
+    source.leads = leads
+    return source
+
+
+def test_what_was_told_of_leads_holds_for_the_devices_that_have_such_a_lead() -> None:
+    told, kept, lines = {"I": "CH1"}, Kept(), []
+    feeds = [feed_of(called(Fake("a", 12.0), "CH1", "II")), feed_of(Fake("b", 12.0))]
+    summary = Hub(feeds, model_of(), [kept], told=told, say=lines.append).run()
+    begins = {e.device: e.detail for e in kept.events if e.detail and e.detail.startswith(BEGINS)}
+    assert begins == {"a": f"{BEGINS}: lead I from CH1, as told", "b": BEGINS}
+    assert [fields["leads_told"] for fields in summary["devices"]] == [told, {}]
+    assert lines[:2] == [
+        "fake://a, CH1, II at 500 Hz; lead I from CH1, as told",
+        "fake://b, I, II at 500 Hz",
+    ]
+    # Both have the same signal, and are judged the same.
+    assert kept.of("a")[1:] == kept.of("b")[1:]
+    assert len(kept.of("a")) > 3
+
+
+def test_what_was_told_and_is_so_of_no_device_is_refused_if_all_are_there() -> None:
+    with pytest.raises(OptionError, match="--lead I=EKG: none of the devices has a lead of that name"):
+        Hub([feed_of(Fake("a", 4.0)), feed_of(Fake("b", 4.0))], model_of(), [], told={"I": "EKG"}).run()
+    with pytest.raises(OptionError, match="a lead I of its own"):
+        Hub([feed_of(called(Fake("a", 4.0), "I", "II", "ECG"))], model_of(), [], told={"I": "ECG"}).run()
+    tries = 0
+
+    def connect() -> Source:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise PortError("no such port")
+        return called(Fake("late", 4.0), "EKG", "II")
+
+    feeds = [feed_of(Fake("a", 4.0)), Feed("tcp://two:2", connect)]
+    summary = Hub(feeds, model_of(), [], told={"I": "EKG"}, patience_s=60.0).run()
+    assert [fields["leads_told"] for fields in summary["devices"]] == [{}, {"I": "EKG"}]
 
 
 def test_an_address_that_is_there_twice_is_refused() -> None:
@@ -526,7 +566,7 @@ def test_one_that_comes_late_and_does_not_fit_is_told_and_let_go() -> None:
 
     there = Fake("there", 4.0)
     hub = Hub([feed_of(there), Feed("fake://late", connect)], model_of(), [], patience_s=60.0)
-    with pytest.raises(SourceError, match="lead I"):
+    with pytest.raises(SourceError, match="leads I, II"):
         hub.run()
     assert wrong.closed == there.closed == 1
     assert hub.summary()["devices"][0]["windows"] == windows_of(4.0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from firmware_bridge import Recording, read_recording
-from runtime.errors import SourceError
-from runtime.leads import LIMB, derive
+from runtime.errors import OptionError, SourceError
+from runtime.leads import LIMB, derive, parse_told, said
 
 RECORD = Path(__file__).parents[1] / "fixtures/ptb-xl/records100/18000/18564_lr"
 NAMES = ("I", "II", "III", "aVR", "aVL", "aVF")
@@ -65,3 +65,69 @@ def test_leads_that_are_the_models_own_are_passed_on_as_they_are() -> None:
     ecg_mv = np.ones((3, 5), np.float32)
     assert derive(("i", "V1", "II"), ("I", "V1", "II")).apply(ecg_mv) is ecg_mv
     assert derive(("V1", "I", "II"), ("I", "V1", "II")).apply(ecg_mv) is not ecg_mv
+
+
+def test_a_lead_that_was_told_is_taken_and_derived_from() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    told = parse_told(["i=mlii", "aVF=CH 2"], ("I", "II"))
+    assert told == {"I": "mlii", "aVF": "CH 2"}
+    assert said(told) == "lead I from mlii, lead aVF from CH 2, as told"
+    derivation = derive(("V5", "MLII", "CH 2"), ("I", "II", "V5"), told)
+    np.testing.assert_allclose(derivation.apply(x), [x[1], x[2] + x[1] / 2, x[0]])
+    assert derivation.spread(np.array([False, True, False])).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["MLII"], "--lead MLII: it should be LEAD=NAME, I=MLII for example"),
+        (["I="], "--lead I=: it should be LEAD=NAME"),
+        (["=MLII"], "--lead =MLII: it should be LEAD=NAME"),
+        (["L=MLII"], "--lead L=MLII: the model has no lead L; it has I, V1"),
+        (["I=MLII", "i=ECG"], "--lead i=ECG: lead I was said to be MLII already"),
+        (["I=MLII", "II=mlii"], "--lead II=mlii: mlii was said to be another lead already"),
+    ],
+)
+def test_what_cannot_be_told_of_any_device_is_refused(texts: list[str], says: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_told(texts, ("I", "V1"))
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("device", "told", "says"),
+    [
+        (("ECG", "V1"), {"I": "EKG"}, "--lead I=EKG: the device has no lead of that name; it has ECG, V1"),
+        (("ECG", "ecg"), {"I": "ECG"}, "--lead I=ECG: the device has 2 leads of that name; it has ECG, ecg"),
+        (("ECG", "i"), {"I": "ECG"}, "--lead I=ECG: the device has a lead I of its own"),
+        (("I",), {"I": "I"}, "--lead I=I: the device has a lead I of its own"),
+    ],
+)
+def test_what_is_not_so_of_this_device_is_refused(device: tuple[str, ...], told: dict[str, str], says: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        derive(device, ("I",), told)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "told", "hint"),
+    [
+        (("ECG",), ("I",), {}, "`--lead I=ECG` if that is what it is"),
+        (("V1", "ECG 1"), ("I", "V1"), {}, "`--lead 'I=ECG 1'` if that is what it is"),
+        (("I", "CH2"), ("I", "II", "III"), {}, "`--lead II=CH2` if that is what it is"),
+        (("CH1", "CH2"), ("I", "II", "aVF"), {}, "`--lead I=CH1` if that is what it is"),
+        (("CH1", "CH2"), ("I", "II"), {"I": "CH1"}, "`--lead II=CH2` if that is what it is"),
+        # Where no name would help, none is offered.
+        (("II",), ("I",), {}, ""),
+        (("ECG",), ("I", "II"), {}, ""),
+        (("ECG",), ("I",), {"II": "ECG"}, ""),
+        (("I", "II", "CH3"), ("I", "V1", "V2"), {}, ""),
+        (("MLII",), ("MLII", "I"), {}, ""),
+    ],
+)
+def test_a_name_that_says_nothing_can_be_told_and_is_not_guessed(
+    device: tuple[str, ...], model: tuple[str, ...], told: dict[str, str], hint: str
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        derive(device, model, told)
+    assert str(caught.value).endswith(f"derived; {hint}" if hint else "derived")

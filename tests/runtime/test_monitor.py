@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_bridge import Block
-from runtime.alerts import AlertPolicy
+from runtime.alerts import AlertPolicy, AlertRules
 from runtime.errors import OptionError, SourceError
 from runtime.events import Event
 from runtime.model import Model
@@ -430,6 +430,25 @@ def test_a_device_that_restarted_before_its_first_block_begins_with_that_block(
 ) -> None:
     block = again(blocks_of(beats(0.1))[0], restarted=True)
     assert [event.detail for event in monitor_of(fake_model()).push(block)] == [BEGINS, "the device restarted"]
+
+
+def test_thresholds_of_ones_own_decide(fake_model: Callable[..., Model]) -> None:
+    """The two labels have the same probability, 0.88; the model's thresholds are 0.5."""
+    rules = AlertRules([{"": {"k": 1}, "MI": {"threshold": 0.9}, "CD": {"threshold": 0.8}}])
+    monitor = Monitor(fake_model([(2.0, 2.0)]), LEADS, RATE_HZ, rules)
+    assert monitor.thresholds == (0.9, 0.8)
+    assert {event.label for event in run(monitor, blocks_of(beats(4)))} - {None} == {"CD"}
+
+
+def test_what_was_told_of_the_leads_is_said_when_monitoring_begins(fake_model: Callable[..., Model]) -> None:
+    blocks = blocks_of(beats(4))
+    told = Monitor(fake_model([ON]), ("ECG", "II"), RATE_HZ, told={"I": "ECG"})
+    (begins, *others) = [event for block in blocks for event in told.push(block)]
+    assert (begins.event, begins.detail) == ("link", f"{BEGINS}: lead I from ECG, as told")
+    real = Monitor(fake_model([ON]), LEADS, RATE_HZ)
+    expected = [event for block in blocks for event in real.push(block)][1:]
+    assert plain(others) == plain(expected)
+    assert others
 
 
 def test_a_policy_that_does_not_fit_the_hop_is_refused(fake_model: Callable[..., Model]) -> None:

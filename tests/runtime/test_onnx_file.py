@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_a_file_that_is_cut_short_is_refused(build_onnx: Build, save_onnx: Save,
 )
 def test_what_is_not_onnx_is_refused(save_onnx: Save, data: bytes) -> None:
     fails(save_onnx(data), "not a whole ONNX file|is not an ONNX model")
+
+
+def test_a_checkpoint_is_called_one(save_onnx: Save) -> None:
+    """And no more than that: what is shorter than its header says may be anything."""
+    header = json.dumps({"__metadata__": {"m2jl.checkpoint": "{}"}}).encode()
+    whole = len(header).to_bytes(8, "little") + header
+    fails(save_onnx(whole), "is a checkpoint: m2jl export makes an .onnx file of it")
+    fails(save_onnx(whole + bytes(64)), "is a checkpoint: ")
+    fails(save_onnx(whole[:-1]), "not a whole ONNX file|is not an ONNX model")
 
 
 def test_a_path_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

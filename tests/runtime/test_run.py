@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ import onnx
 import pytest
 import wfdb
 
-from firmware_bridge import Recording
+from firmware_bridge import Recording, read_recording
+from firmware_bridge.emulator import Emulator
+from firmware_bridge.endpoint import TcpEndpoint
+from firmware_bridge.faults import Faults, parse_fault
+from firmware_bridge.virtual_device import VirtualDevice
 from runtime.chain import batch_windows
 from runtime.golden import GOLDEN_KEY, encode, kept_leads, signal_of
 from runtime.model import Model
@@ -119,6 +124,7 @@ def test_a_model_without_golden_windows_runs_and_says_so(
     code, _, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", path)
     assert code == 0
     assert f"{path} carries no golden windows, so it starts without a self-test" in err
+    assert "m2jl export --data" in err
 
 
 def test_golden_windows_that_are_damaged_are_refused(
@@ -145,6 +151,12 @@ def test_golden_windows_that_are_damaged_are_refused(
         (("--source", "file://{record}", "--source", "file://{record}"), "is there twice"),
         (("--source", "file://{record}", "--source", "file:///nothing"), "no recording there"),
         (("--source", "file://{record}", "--notch", "55"), "50 or 60 Hz, not 55"),
+        (("--source", "{record}"), "; for the WFDB record: file://{record}"),
+        (("--source", "file://{record}", "--lead", "MLII"), "--lead MLII: it should be LEAD=NAME"),
+        (("--source", "file://{record}", "--lead", "I=MLII"), "--lead I=MLII: the device has no lead of that name"),
+        (("--source", "file://{record}", "--lead", "I=V1"), "--lead I=V1: the device has a lead I of its own"),
+        (("--source", "file://{record}", "--model", "a", "--model", "b"), "--model is there 2 times; it has one value"),
+        (("--source", "file://{record}", "--alerts", "a", "--alerts", "a"), "--alerts is there 2 times"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -152,8 +164,81 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     code, out, err = m2jl_in_process("run", *(word.format(record=record) for word in arguments))
     assert (code, out) == (2, "")
-    assert says in err
+    assert says.format(record=record) in err
     assert "Traceback" not in err
+
+
+def test_a_flag_may_be_repeated_and_so_may_what_takes_many(m2jl_in_process: M2jl, record: Path, tmp_path: Path) -> None:
+    sinks = [word for name in ("a", "b") for word in ("--sink", f"file:{tmp_path / name}")]
+    code, _, _ = m2jl_in_process("run", "--source", f"file://{record}", "--fallback", "--fallback", *sinks)
+    assert code == 0
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != ""
+
+
+@pytest.fixture(scope="module")
+def one_channel(sample: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a minute of lead I, by the name that a board with one channel has for it."""
+    folder = tmp_path_factory.mktemp("one_channel")
+    ecg_mv = np.tile(sample.ecg_mv[:1], 3).T.astype(np.float64)
+    wfdb.wrsamp("board", 500, ["mV"], ["ECG"], ecg_mv, fmt=["16"], write_dir=str(folder))
+    return folder / "board"
+
+
+def test_a_channel_is_the_lead_that_it_was_told_to_be(m2jl_in_process: M2jl, one_channel: Path, tmp_path: Path) -> None:
+    arguments = ("run", "--source", f"file://{one_channel}", "--model", "m2jlnet-ptbxl-rhythm-lead-i-int8")
+    code, out, err = m2jl_in_process(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.endswith("the device has ECG, from which it cannot be derived; `--lead I=ECG` if that is what it is")
+
+    stats, kept = tmp_path / "stats.json", f"wfdb-full:{tmp_path / 'kept'}"
+    code, out, err = m2jl_in_process(*arguments, "--lead", "I=ECG", "--stats", stats, "--sink", "-", "--sink", kept)
+    assert code == 0
+    assert err.splitlines()[0].endswith(": ECG at 500 Hz; lead I from ECG, as told")
+    assert events_of(out)[0]["detail"] == "monitoring begins: lead I from ECG, as told"
+    summary = json.loads(stats.read_text())
+    assert (summary["windows"], summary["leads_told"]) == (21, {"I": "ECG"})
+    # What is kept of the signal has the device's own word.
+    (header,) = (tmp_path / "kept").glob("*.hea")
+    assert wfdb.rdheader(str(header.with_suffix(""))).sig_name == ["ECG"]
+
+
+def test_bytes_that_were_kept_give_the_events_of_the_live_run(
+    m2jl_in_process: M2jl, one_channel: Path, tmp_path: Path
+) -> None:
+    """Two devices that do the same, damage included: one is run live, of the other the bytes are kept and run later."""
+    faults = ("bitflip:40", "drop:50:40", "leadoff:40:2")
+    alerts = tmp_path / "alerts.toml"
+    alerts.write_text("[label.SARRH]\nthreshold = 1e-4\n")  # so that a healthy heart has something to say
+    model = ("--model", "m2jlnet-ptbxl-rhythm-lead-i-int8", "--lead", "I=ECG", "--alerts", alerts)
+
+    def emulate(endpoint: TcpEndpoint) -> Emulator:
+        recording = read_recording(one_channel)
+        device = VirtualDevice(recording, device_id="patch", repeat=4, seed=7)
+        struck = Faults([parse_fault(text) for text in faults], rate_hz=recording.rate_hz, seed=7)
+        emulator = Emulator(device, endpoint, speed=60.0, faults=struck)
+        threading.Thread(target=emulator.run, daemon=True).start()
+        return emulator
+
+    live_stats, stats, session = tmp_path / "live.json", tmp_path / "stats.json", tmp_path / "session.bin"
+    with TcpEndpoint(0) as endpoint:
+        emulator = emulate(endpoint)
+        code, live, _ = m2jl_in_process("run", "--source", endpoint.url, *model, "--stats", live_stats)
+        emulator.stop()
+    assert code == 0
+    with TcpEndpoint(0) as endpoint:
+        emulator = emulate(endpoint)
+        code, _, err = m2jl_in_process("wire", endpoint.url, "--record", session)
+        emulator.stop()
+    assert code == 0, err
+    code, replayed, _ = m2jl_in_process("run", "--source", f"wire://{session}", *model, "--stats", stats)
+    assert code == 0
+    assert events_of(replayed) == events_of(live)
+    assert {event["event"] for event in events_of(live)} == {"link", "onset", "update", "quality", "offset"}
+    summary, live_summary = json.loads(stats.read_text()), json.loads(live_stats.read_text())
+    assert summary["link"]["crc_errors"] == live_summary["link"]["crc_errors"] > 0
+    for name in ("windows", "windows_unusable", "samples", "samples_missing"):
+        assert summary[name] == live_summary[name]
 
 
 def test_a_view_without_a_terminal_is_text_and_says_so(m2jl_in_process: M2jl, record: Path) -> None:

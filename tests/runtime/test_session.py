@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from firmware_bridge import Block, LinkChange, LinkLost
+from runtime.alerts import AlertRules
 from runtime.cli import parse_patience
 from runtime.events import Event
 from runtime.model import Model
@@ -223,6 +224,18 @@ def test_summary_rounds_probabilities_and_names_open_alerts(fake_model: Callable
     summary: dict[str, Any] = Session(Beating(), fake_model([(2.0, -9.0)]), []).run()
     assert summary["probability"] == {"MI": 0.8808, "CD": 0.0001}
     assert summary["open_alerts"] == ["MI"]
+
+
+def test_a_summary_has_the_thresholds_that_decide_and_what_was_told(fake_model: Callable[..., Model]) -> None:
+    session = Session(Blocks(), fake_model(), [])
+    assert session.summary()["thresholds"] == {"MI": 0.5, "CD": 0.5}
+    assert session.summary()["leads_told"] == {}
+    source = Blocks()
+    source.leads = ("CH1", "II")
+    rules = AlertRules([{"CD": {"threshold": 0.75}}])
+    summary = Session(source, fake_model(), [], policy=rules, told={"I": "CH1"}).run()
+    assert summary["thresholds"] == {"MI": 0.5, "CD": 0.75}
+    assert summary["leads_told"] == {"I": "CH1"}
 
 
 def test_what_the_link_lost_at_the_very_end_counts_too(fake_model: Callable[..., Model]) -> None:

@@ -7,11 +7,13 @@ import sqlite3
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.cli import FILE_PATIENCE_S
 from runtime.events import SCHEMA, Event
+from runtime.leads import said
 from runtime.monitor import BEGINS, ENDS
 from runtime.sinks import delivery, known_urls, mqtt, open_sink, spool, wfdb_full, wfdb_strips
 
@@ -44,6 +46,7 @@ def test_the_example_of_a_file_is_one(text: str, tmp_path: Path) -> None:
     path.write_text("[policy]" + "\n".join(line.strip() for line in example.splitlines()), encoding="utf-8")
     rule = AlertRules.load(path, ("AFIB",))["AFIB"]
     assert (rule.severity, rule.policy.k, rule.policy.refractory_s) == ("high", 4, 300)
+    assert rule.threshold == 0.8
 
 
 def test_every_kind_of_sink_is_there(text: str) -> None:
@@ -60,7 +63,7 @@ def test_the_questions_to_the_database_have_answers(text: str, tmp_path: Path) -
     sink.write(Event("link", 0.0, {}, "bed", detail=BEGINS))
     sink.write(Event("onset", 1.0, {}, "bed", label="C"))
     sink.write(Event("onset", 2.0, {}, "bed", label="D"))
-    sink.write(Event("link", 0.0, {}, "bed", detail=BEGINS))
+    sink.write(Event("link", 0.0, {}, "bed", detail=f"{BEGINS}: {said({'I': 'ECG'})}"))
     sink.write(Event("onset", 3.0, {}, "bed", label="D"))
     sink.close()
     database = sqlite3.connect(tmp_path / "alerts.db")
@@ -71,6 +74,19 @@ def test_the_questions_to_the_database_have_answers(text: str, tmp_path: Path) -
     assert sorted(counts) == [("bed", "C", 1), ("bed", "D", 2), ("patch", "A", 1), ("patch", "B", 1)]
     assert sorted(row[:2] for row in still_open) == [("bed", "D"), ("patch", "B")]
     assert faults[0][2] == '{"II":"lead off"}'
+
+
+def test_the_threshold_of_a_sensitivity_is_what_the_line_prints(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = re.findall(r'^    python -c "(.*)"$', text, re.MULTILINE)
+    y_true = np.repeat([[1, 0], [0, 1]], 1000, axis=0).astype(bool)
+    y_prob = np.linspace(0.0, 1.0, 2000)[::-1, None].repeat(2, axis=1)
+    np.savez(tmp_path / "p.npz", record=np.arange(2000), y_true=y_true, y_prob=y_prob)
+    monkeypatch.chdir(tmp_path)
+    exec(line)
+    found = y_prob[:, 0] >= float(capsys.readouterr().out)
+    assert np.mean(found[y_true[:, 0]]) == pytest.approx(0.95, abs=0.001)
 
 
 def test_numbers_are_those_of_the_code(text: str) -> None:

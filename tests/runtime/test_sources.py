@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from firmware_bridge import Block, PortError, RecordingError
+from firmware_bridge import Block, Decoder, Device, DeviceStats, Frame, PortError, ProtocolError, RecordingError
 from firmware_bridge.emulator import Emulator
 from firmware_bridge.endpoint import PtyEndpoint, TcpEndpoint
 from firmware_bridge.faults import Faults, parse_fault
+from firmware_bridge.messages import Info
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from runtime.errors import SourceError
 from runtime.sinks import Origin
 from runtime.sinks.wfdb_full import RecordSink
-from runtime.sources import CROWD, LONGEST_GATHER_S, DeviceSource, FileSource, Source, gathering_s, open_source
+from runtime.sources import (
+    CROWD,
+    LONGEST_GATHER_S,
+    DeviceSource,
+    FileSource,
+    Source,
+    WireSource,
+    gathering_s,
+    open_source,
+    waits,
+)
 
 NONE = np.zeros(2, np.bool_)
 
@@ -93,6 +106,134 @@ def test_a_signal_file_that_was_cut_short_is_known_at_once(sample_path: Path, tm
         (tmp_path / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".hea" else -5000])
     with pytest.raises(RecordingError, match="damaged, cut short"):
         FileSource(str(tmp_path / sample_path.name))
+
+
+def kept_wire(
+    record: Recording, path: Path, *faults: str, device_id: str = "patch", leads: slice = slice(None)
+) -> tuple[list[Block], DeviceStats]:
+    """What a live link gave, whose bytes are kept in a file as `m2jl wire --record` keeps them."""
+    record = record.choose(range(len(record.leads))[leads])
+    struck = Faults([parse_fault(text) for text in faults], rate_hz=record.rate_hz, seed=3) if faults else None
+    with TcpEndpoint(0) as endpoint, path.open("wb") as file:
+        device = VirtualDevice(record, device_id=device_id, seed=3)
+        emulator = Emulator(device, endpoint, speed=40.0 if faults else np.inf, faults=struck)
+        thread = threading.Thread(target=emulator.run, daemon=True)
+        thread.start()
+        with Device.open(endpoint.url, tap=file.write) as live:
+            blocks, stats = list(live.blocks(start=True)), live.stats
+        emulator.stop()
+        thread.join(5)
+    return blocks, stats
+
+
+def plain(blocks: Iterable[Block]) -> list[tuple[object, ...]]:
+    return [
+        (b.first_sample, b.missing_samples, b.restarted, b.lead_off.tolist(), b.saturated.tolist(), b.ecg_mv.tolist())
+        for b in blocks
+    ]
+
+
+def test_the_bytes_of_a_link_give_what_it_gave(
+    sample: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged frames, lost bytes, a loose electrode and a restart included; read in pieces of any size."""
+    path = tmp_path / "session.bin"
+    live, stats = kept_wire(sample, path, "bitflip:1", "drop:2:30", "leadoff:2:1", "restart:4", leads=slice(0, 2))
+    assert stats.crc_errors > 0
+    assert stats.restarts > 0
+    assert any(block.lead_off.any() for block in live)
+    assert any(block.missing_samples for block in live)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for chunk_bytes in (7, 1 << 16):
+        monkeypatch.setattr("runtime.sources.CHUNK_BYTES", chunk_bytes)
+        with open_source("wire://~/session.bin") as source:
+            assert isinstance(source, WireSource)
+            assert (source.name, source.leads, source.rate_hz, source.live) == ("patch", ("I", "II"), 500.0, False)
+            assert plain(source.blocks()) == plain(live)
+            assert source.link_stats() == asdict(stats)
+
+
+def test_bytes_are_replayed_at_a_pace_and_end_when_asked(sample: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "session.bin"
+    kept_wire(sample, path, leads=slice(0, 1))
+    with WireSource(str(path), speed=20.0) as source:
+        began_s = time.monotonic()
+        for block in source.blocks():
+            due_s = (block.first_sample + block.samples) / 500.0 / 20.0
+            assert time.monotonic() - began_s >= due_s
+        assert due_s == pytest.approx(0.5)
+    with WireSource(str(path), speed=0.001) as source:
+        timer = threading.Timer(0.15, source.interrupt)
+        timer.start()
+        assert list(source.blocks()) == []
+        timer.join()
+
+
+def test_a_strangers_samples_are_left_out(sample: Recording, tmp_path: Path) -> None:
+    """Someone else's patch was plugged in for a while, and the first one again."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    live, _ = kept_wire(sample, ours, leads=slice(0, 1))
+    kept_wire(Recording("r", ("I",), 500.0, sample.ecg_mv[:1] + 5.0), theirs, device_id="stranger")
+    frames = Decoder().feed(ours.read_bytes())
+    introduction = next(frame for frame in frames if isinstance(frame.message, Info))
+    half, more = len(frames) // 2, len(frames) // 2 + 20
+
+    def sent(*frames: Frame) -> bytes:
+        return b"".join(frame.encode() for frame in frames)
+
+    (tmp_path / "both").write_bytes(
+        sent(*frames[:half]) + theirs.read_bytes() + sent(*frames[half:more], introduction, *frames[more:])
+    )
+    with WireSource(str(tmp_path / "both")) as source:
+        blocks = list(source.blocks())
+        stats = source.link_stats()
+    assert source.name == "patch"
+    # Of ours lacks what came before it had said again who it is.
+    assert len(live) - len(blocks) == 20
+    ecg_mv = {block.first_sample: block.ecg_mv.tolist() for block in live}
+    assert all(block.ecg_mv.tolist() == ecg_mv[block.first_sample] for block in blocks)
+    assert stats["samples_missing"] == sum(block.missing_samples for block in blocks) == 200
+    assert stats["samples_received"] + stats["samples_missing"] == 5000
+
+
+def test_a_device_that_changes_in_the_middle_ends_the_replay_as_it_ended_the_run(
+    sample: Recording, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    kept_wire(sample, one, leads=slice(0, 1))
+    kept_wire(sample, two, leads=slice(0, 2))
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    with WireSource(str(one)) as source, pytest.raises(ProtocolError, match=r"now 2 leads \(I, II\) at 500 Hz"):
+        assert len(list(source.blocks())) > 0
+
+
+def test_bytes_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello " * 1000)
+    with pytest.raises(RecordingError, match="was it made by m2jl wire --record"):
+        open_source(f"wire://{tmp_path}/text")
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(RecordingError, match="cannot read"):
+            open_source(f"wire://{path}")
+
+
+def test_a_file_without_a_scheme_is_told_how_to_be_named(sample_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "session.bin").write_bytes(b"")
+    with pytest.raises(SourceError, match=f"has made it: wire://{tmp_path}/session.bin$"):
+        open_source(f"{tmp_path}/session.bin")
+    for suffix in ("", ".hea", ".dat"):
+        with pytest.raises(SourceError, match=f"for the WFDB record: file://{sample_path}{suffix}$"):
+            open_source(f"{sample_path}{suffix}")
+
+
+def test_the_home_directory_is_known(sample: Recording, sample_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(sample_path.parent))
+    with open_source(f"file://~/{sample_path.name}") as source:
+        assert source.leads == sample.leads
+
+
+def test_what_can_wait_is_known_by_its_address() -> None:
+    urls = ("file://a", "wire://a", "tcp://a:1", "serial:///dev/a", "file:a")
+    assert [waits(url) for url in urls] == [True, True, False, False, False]
 
 
 def test_names_fit_on_a_line(sample: Recording) -> None:

@@ -13,9 +13,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from firmware_bridge import Block
 from firmware_bridge.wire import strip
+from runtime.alerts import AlertRules
 from runtime.events import Event
 from runtime.hub import Feed
 from runtime.model import Model
@@ -99,6 +101,24 @@ def test_one_device_is_drawn_with_all_that_is_known(fake_model: Callable[..., Mo
         "5.0 s quality II: lead off",
         "6.0 s quality good again",
     ]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_mark_is_at_the_threshold_that_decides(fake_model: Callable[..., Model], several: bool) -> None:
+    feed = streaming(fake_model([(2.0, -9.0)]))
+    feed.monitor = Monitor(feed.monitor.model, ("I", "II"), 500.0, AlertRules([{"MI": {"threshold": 0.95}}]))
+    for block in blocks(6.0):
+        feed.monitor.push(block)
+    console = Console(file=io.StringIO(), record=True, width=100, force_terminal=True)
+    console.print(View(console, feed.monitor.model, [feed] * (1 + several)).picture())
+    text = console.export_text(styles=True)
+    if several:
+        assert "\x1b[90m█ \x1b[0m" in text  # grey; at the model's own threshold of 0.5 it would have a colour
+    else:
+        (finding,) = [line for line in Text.from_ansi(text).plain.splitlines() if line.startswith("MI ")]
+        assert "0.88 threshold 0.95" in finding
+        assert finding.partition("MI ")[2].lstrip().index("┃") == 28  # of 30, while the bar ends at 26
+        assert "open" not in finding
 
 
 def test_a_warning_is_told_and_is_no_all_clear() -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from runtime.model import SHIPPED
 from runtime.spec import ModelSpec
 from train import checkpoint
 from train.errors import CheckpointError
@@ -71,6 +72,11 @@ def test_of_weights_and_their_average_the_average_is_used(tmp_path: Path, small:
 def test_missing(tmp_path: Path) -> None:
     refuses(checkpoint.load, tmp_path / "none.safetensors", "there is no checkpoint")
     refuses(checkpoint.load_network, tmp_path, "there is no checkpoint")
+
+
+def test_an_exported_model_is_no_damaged_checkpoint() -> None:
+    for path in SHIPPED.glob("*.onnx"):
+        refuses(checkpoint.load, path, "is an exported model already; a .safetensors checkpoint is wanted")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
