@@ -132,6 +132,15 @@ def train(
             min=0.0, max=10.0, help="Scale recordings by up to 1 + GAIN, either way.", show_default="the preset's, 0.1"
         ),
     ] = None,
+    remarks: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1000.0,
+            help="Weight of the reports' words, which PTB-XL has beside its statements; 0 for none.",
+            show_default="the preset's",
+        ),
+    ] = None,
     noise: Annotated[
         Path | None,
         typer.Option(help="Folder of nstdb: mix its noise into 30 % of the recordings.", show_default=False),
@@ -234,6 +243,7 @@ def train(
         },
         noise=NOISE_SHARE if noise is not None else 0.0,
         gain=gain,
+        remarks=remarks,
         positives=positives,
     )
     folder = out or Path("runs") / preset

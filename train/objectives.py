@@ -59,10 +59,13 @@ class MultiTask(Objective):
         temperature, positives: see `supervised_contrastive`.
         statements: (records, auxiliary labels) of 0 and 1, for a network that has that head.
         auxiliary: weight of the auxiliary task, 0 for none.
+        remarks: (records, remarks) of 0 and 1, which that head says behind the statements (`train.remarks`).
+        remarks_weight: of these, where there are any.
     """
 
     targets: Tensor
     statements: Tensor
+    remarks: Tensor
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class MultiTask(Objective):
         positives: Positives = "jaccard",
         statements: NDArray[np.float32] | None = None,
         auxiliary: float = 0.0,
+        remarks: NDArray[np.float32] | None = None,
+        remarks_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("targets", torch.from_numpy(targets))
@@ -80,12 +85,17 @@ class MultiTask(Objective):
         self._auxiliary = 0.0 if statements is None else auxiliary
         if statements is not None and auxiliary:
             self.register_buffer("statements", torch.from_numpy(statements))
+        self._remarks_weight = 0.0 if remarks is None or not remarks.shape[1] else remarks_weight
+        if remarks is not None and self._remarks_weight:
+            self.register_buffer("remarks", torch.from_numpy(remarks))
 
     def wanted(self, rows: Tensor) -> Parts:
         """See `Objective`."""
         wanted = {"labels": self.targets[rows]}
         if self._auxiliary:
             wanted["statements"] = self.statements[rows]
+            if self._remarks_weight:
+                wanted["remarks"] = self.remarks[rows]
         return wanted
 
     def forward(self, output: Output, wanted: Parts) -> Parts:
@@ -97,9 +107,12 @@ class MultiTask(Objective):
                 output.projections, labels, temperature=self._temperature, positives=self._positives
             )
         if self._auxiliary and output.auxiliary is not None:
-            parts["auxiliary"] = self._auxiliary * binary_cross_entropy_with_logits(
-                output.auxiliary, wanted["statements"]
-            )
+            statements = wanted["statements"]
+            said = output.auxiliary[:, : statements.shape[1]]
+            parts["auxiliary"] = self._auxiliary * binary_cross_entropy_with_logits(said, statements)
+            if self._remarks_weight:
+                said = output.auxiliary[:, statements.shape[1] :]
+                parts["remarks"] = self._remarks_weight * binary_cross_entropy_with_logits(said, wanted["remarks"])
         return parts
 
 

@@ -37,6 +37,7 @@ class Preset:
         positives: what makes two recordings alike to the contrastive task (`train.losses.supervised_contrastive`).
         auxiliary: weight of a second head that learns all statements of the data set, 0 for none; it is there while
             training only.
+        remarks: weight of the remarks that this head learns beside them, 0 for none (`train.remarks`).
         fit: schedule.
         silencing: statements in whose presence annotators leave the labels unsaid; the refitted head heeds them where
             the network has an auxiliary head (`train.refit`).
@@ -55,6 +56,7 @@ class Preset:
     temperature: float
     fit: FitConfig
     auxiliary: float = 0.0
+    remarks: float = 0.0
     positives: Positives = "jaccard"
     silencing: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -70,9 +72,9 @@ class Preset:
         }
         object.__setattr__(self, "spec", self.spec.model_copy(update=texts))
 
-    def network(self, statements: int) -> NetConfig:
-        """The network's widths and depths, with its changes; `statements` is how many the data set has."""
-        return replace(NETS[self.net], auxiliary=statements if self.auxiliary else 0, **self.changes)
+    def network(self, beside: int) -> NetConfig:
+        """The network's widths and depths, with its changes; `beside` is how many statements and remarks there are."""
+        return replace(NETS[self.net], auxiliary=beside if self.auxiliary else 0, **self.changes)
 
     def with_spec(self, **fields: Any) -> Preset:
         """The same task for other leads, another rate or window.
@@ -104,6 +106,7 @@ _SUPER = Preset(
     contrastive=0.1,
     temperature=0.1,
     auxiliary=1.0,
+    remarks=6.0,
     silencing=("PACE",),
     fit=FitConfig(epochs=20, batch=128, peak_rate=3e-3, ema_decay=0.996),
 )
@@ -112,6 +115,7 @@ _RHYTHM = replace(
     name="ptbxl-rhythm",
     about="PTB-XL, 16 rhythm and conduction statements for a monitor, 12 leads at 100 Hz",
     spec=_spec("ptbxl-rhythm", RHYTHM),
+    remarks=0.0,
     silencing=(),
 )
 _CPSC2018 = replace(
@@ -123,6 +127,7 @@ _CPSC2018 = replace(
     train_folds=(1, 2, 3, 4, 5, 6, 7),
     validation_fold=8,
     auxiliary=0.0,
+    remarks=0.0,
     silencing=(),
     fit=replace(_SUPER.fit, epochs=30),
 )
@@ -142,6 +147,7 @@ _FULL = replace(
     name="ablation-contrastive",
     about="both branches with CSCA and the contrastive task",
     auxiliary=0.0,
+    remarks=0.0,
     changes={"drop_path": 0.0},
 )
 _CSCA = replace(_FULL, name="ablation-csca", about="both branches with CSCA", contrastive=0.0)
@@ -187,6 +193,7 @@ def customised(
     fit: Mapping[str, Any],
     noise: float,
     gain: float | None = None,
+    remarks: float | None = None,
     positives: Positives | None = None,
 ) -> Preset:
     """A preset with what a user wants otherwise; values of None leave it as it is.
@@ -197,10 +204,12 @@ def customised(
         fit: fields of `FitConfig`.
         noise: share of the recordings that recorded noise is mixed into.
         gain: see `Augmentation`.
+        remarks: see `Preset`.
         positives: of the contrastive task.
 
     Raises:
-        PresetError: no such preset, network or lead, or a spec that cannot be.
+        PresetError: no such preset, network or lead, a spec that cannot be, or remarks where there is no auxiliary head
+            to learn them.
     """
     chosen = preset(name)
     if net is not None and net not in NETS:
@@ -208,9 +217,17 @@ def customised(
     unknown = [lead for lead in spec.get("leads") or () if lead not in LEADS_12]
     if unknown:
         raise PresetError(f"there is no lead {', '.join(map(repr, unknown))}; there are: {', '.join(LEADS_12)}")
+    if remarks and not chosen.auxiliary:
+        raise PresetError(f"{name} has no auxiliary head, which learns remarks: leave out --remarks")
     fields = {key: value for key, value in fit.items() if value is not None}
     augmentation = chosen.fit.augmentation
     augmentation = replace(augmentation, noise=noise, gain=augmentation.gain if gain is None else gain)
     schedule = replace(chosen.fit, augmentation=augmentation, **fields)
-    chosen = replace(chosen, net=net or chosen.net, fit=schedule, positives=positives or chosen.positives)
+    chosen = replace(
+        chosen,
+        net=net or chosen.net,
+        fit=schedule,
+        positives=positives or chosen.positives,
+        remarks=chosen.remarks if remarks is None else remarks,
+    )
     return chosen.with_spec(**{key: value for key, value in spec.items() if value is not None})

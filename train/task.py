@@ -34,7 +34,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from train import checkpoint
+from train import checkpoint, ptbxl
 from train.dataset import EcgData, content_hash, load_table
 from train.datasets import PTB_XL
 from train.errors import CheckpointError, DataError
@@ -46,6 +46,7 @@ from train.origin import folds_named
 from train.presets import Preset
 from train.processes import first_one_first
 from train.refit import refit_best
+from train.remarks import AT_LEAST, columns
 from train.table import Table, open_table
 from train.trainer import (
     FitResult,
@@ -78,6 +79,7 @@ class Task:
         fold: (training recordings,) the fold of each.
         noise: (channels, samples) mV of recorded noise, where the preset's augmentation asks for it.
         test_folds: of the data set; nothing may learn from them.
+        remarks: (training recordings, remarks) of 0 and 1, where the preset asks for some.
     """
 
     preset: Preset
@@ -86,11 +88,29 @@ class Task:
     fold: NDArray[np.int64]
     noise: NDArray[np.float32] | None = None
     test_folds: tuple[int, ...] = ()
+    remarks: NDArray[np.float32] | None = None
 
     def network(self, seed: int) -> M2JLNet:
         """A new network, its weights drawn from the seed."""
         torch.manual_seed(seed)
-        return M2JLNet(self.preset.network(self.train.statements.shape[1]), self.preset.spec)
+        beside = self.train.statements.shape[1] + (0 if self.remarks is None else self.remarks.shape[1])
+        return M2JLNet(self.preset.network(beside), self.preset.spec)
+
+    def tasks(self, rows: NDArray[np.intp] | None = None) -> MultiTask:
+        """What is learned from these of the training recordings, from all unless told."""
+        preset, data, remarks = self.preset, self.train, self.remarks
+        if rows is not None:
+            data, remarks = data.taken(rows), None if remarks is None else remarks[rows]
+        return MultiTask(
+            data.targets,
+            contrastive=preset.contrastive,
+            temperature=preset.temperature,
+            positives=preset.positives,
+            statements=data.statements,
+            auxiliary=preset.auxiliary,
+            remarks=remarks,
+            remarks_weight=preset.remarks,
+        )
 
 
 def load_task(
@@ -122,7 +142,11 @@ def load_task(
         )
     fold_of = {recording.name: recording.fold for recording in table.recordings}
     fold = np.asarray([fold_of[name] for name in train.record.tolist()], np.int64)
-    return Task(preset, train, validation, fold, recorded, table.test_folds)
+    remarks = None
+    if preset.remarks:
+        said = ptbxl.remarks(root)
+        remarks = columns([said[name] for name in train.record.tolist()], AT_LEAST)
+    return Task(preset, train, validation, fold, recorded, table.test_folds, remarks)
 
 
 def _as_found(preset: Preset, table: Table, validation: EcgData) -> Preset:
@@ -145,22 +169,13 @@ def _info(task: Task) -> dict[str, Any]:
         "temperature": preset.temperature,
         "positives": preset.positives,
         "auxiliary": preset.auxiliary,
+        "remarks": preset.remarks,
+        "remarks_sha256": None if task.remarks is None else hashlib.sha256(task.remarks.tobytes()).hexdigest(),
         "train_folds": list(preset.train_folds),
         "validation_fold": preset.validation_fold,
         "records": len(task.train),
         "content": content_hash(preset.spec, (task.train, task.validation), task.noise),
     }
-
-
-def _tasks(preset: Preset, data: EcgData) -> MultiTask:
-    return MultiTask(
-        data.targets,
-        contrastive=preset.contrastive,
-        temperature=preset.temperature,
-        positives=preset.positives,
-        statements=data.statements,
-        auxiliary=preset.auxiliary,
-    )
 
 
 def train(
@@ -191,16 +206,18 @@ def train(
             has learned from recordings that this one is chosen by or to be tested on; or `start` is of other layers.
     """
     preset, data = task.preset, task.train
-    tasks = _tasks(preset, data)
+    tasks = task.tasks()
     info = _info(task) | {"refitted": refitted}
     net = task.network(preset.fit.seed)
     if start is not None:
         first, _ = _trained(start, task)
-        if replace(first.config, silencing=0) != net.config:
+        if replace(first.config, silencing=0, auxiliary=0) != replace(net.config, auxiliary=0):
             raise CheckpointError(f"{start} does not hold the network that the preset asks for ({preset.net})")
-        # By what it is silenced is found anew at the end, as the head is mixed anew.
-        own = net.state_dict().keys()
-        net.load_state_dict({name: tensor for name, tensor in first.state_dict().items() if name in own})
+        # By what it is silenced is found anew at the end, as the head is mixed anew; an auxiliary head for something
+        # else begins anew.
+        own = net.state_dict()
+        fits = {name: there for name, there in first.state_dict().items() if name in own}
+        net.load_state_dict(own | {name: there for name, there in fits.items() if there.shape == own[name].shape})
         info["start_sha256"] = sha256_of(start)
     objective: Objective = tasks
     if teachers:
@@ -331,13 +348,14 @@ def cross_fit(
     runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
     for number, (repeat, fold) in enumerate(runs, start=1):
         say(f"network {number} of {len(runs)}, without fold {fold}")
-        seen = data.taken(np.flatnonzero(task.fold != fold))
+        rows = np.flatnonzero(task.fold != fold)
+        seen = data.taken(rows)
         seed = SEED_STEP * repeat + fold
         result = fit(
             task.network(seed),
             seen,
             task.validation,
-            _tasks(preset, seen),
+            task.tasks(rows),
             replace(preset.fit, seed=seed),
             folder / f"{repeat}-{fold}",
             info=info | {"train_folds": [f for f in folds if f != fold], "records": len(seen)},

@@ -73,6 +73,38 @@ def test_the_auxiliary_head_is_trained_on_the_statements_and_is_no_part_of_what_
     assert count_parameters(net) == count_parameters(M2JLNet(small, spec))
 
 
+def test_remarks_are_said_behind_the_statements(
+    small: NetConfig, spec: ModelSpec, train_data: EcgData, output: Output
+) -> None:
+    torch.manual_seed(0)
+    records, rows = len(train_data), list(range(len(train_data)))
+    remarks = (torch.rand(records, 5) < 0.5).float()
+    said = output._replace(auxiliary=torch.randn(len(ROWS), 71 + 5))
+
+    def objective(remarks: Tensor, weight: float) -> MultiTask:
+        return MultiTask(
+            train_data.targets,
+            contrastive=0.0,
+            temperature=0.1,
+            statements=train_data.statements,
+            auxiliary=0.5,
+            remarks=remarks.numpy(),
+            remarks_weight=weight,
+        )
+
+    assert torch.equal(objective(remarks, 3.0).wanted(torch.tensor(rows))["remarks"], remarks)
+    parts = parts_of(objective(remarks, 3.0), said, ROWS)
+    assert list(parts) == ["classify", "auxiliary", "remarks"]
+    assert said.auxiliary is not None
+    statements = torch.from_numpy(train_data.statements[ROWS])
+    wanted = 0.5 * binary_cross_entropy_with_logits(said.auxiliary[:, :71], statements)
+    torch.testing.assert_close(parts["auxiliary"], wanted)
+    wanted = 3.0 * binary_cross_entropy_with_logits(said.auxiliary[:, 71:], remarks[ROWS])
+    torch.testing.assert_close(parts["remarks"], wanted)
+    for fewer, weight in ((remarks, 0.0), (remarks[:, :0], 3.0)):
+        assert "remarks" not in objective(fewer, weight).wanted(torch.tensor(ROWS))
+
+
 def test_statements_are_wanted_only_where_they_weigh_something(train_data: EcgData, output: Output) -> None:
     rows = torch.tensor(ROWS)
     for statements, weight in ((None, 1.0), (train_data.statements, 0.0)):

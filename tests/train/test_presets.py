@@ -106,9 +106,12 @@ def test_each_wish_changes_its_own() -> None:
         fit={"epochs": 3, "batch": 7, "seed": 4, "patience": 2},
         noise=0.3,
         gain=0.0,
+        remarks=0.0,
         positives="any",
     )
     assert chosen.positives == "any"
+    assert chosen.remarks == 0.0 < PRESETS["ptbxl-super"].remarks
+    assert custom("ptbxl-rhythm", remarks=2.0).remarks == 2.0
     assert chosen.network(0).time_channels == NETS["tiny"].time_channels
     assert (chosen.spec.leads, chosen.spec.rate_hz, chosen.spec.window_samples) == (("I", "V5"), 250.0, 1250)
     before = PRESETS["ptbxl-super"]
@@ -140,6 +143,7 @@ def test_an_ablation_keeps_what_it_switches_off_with_another_network() -> None:
         ({"spec": {"window_s": 0.1}}, "frame is longer than the window"),
         ({"spec": {"window_s": 1e9}}, "not 1 to 1000000"),
         ({"spec": {"window_s": 0.0}}, "window_s: Input should be greater than 0"),
+        ({"name": "cinc2017", "remarks": 1.0}, "cinc2017 has no auxiliary head, which learns remarks: leave out"),
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_in_one_line(wish: dict[str, Any], says: str) -> None:

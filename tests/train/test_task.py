@@ -24,6 +24,7 @@ from train.errors import CheckpointError, DataError
 from train.files import LOCK
 from train.model import NETS, NetConfig
 from train.presets import PRESETS, Preset, customised
+from train.ptbxl import remarks
 from train.table import open_table
 from train.task import OPINION_SHARE, TEACHER_SHARE, TEACHER_TEMPERATURE, Task, cross_fit, held_opinions, load_task
 from train.task import train as train_task
@@ -97,6 +98,38 @@ def test_a_network_s_first_weights_follow_its_seed(task: Task) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert task.network(1).config.auxiliary == 71
+
+
+def test_remarks_are_learned_beside_the_statements_also_by_networks_that_see_fewer_recordings(
+    task: Task, mini: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert task.remarks is not None
+    assert task.remarks.shape == (7, 0)  # the excerpt is too small for any
+    monkeypatch.setattr(train.task, "AT_LEAST", 2)
+    rich = load_task(chosen(), mini, cache=cache)
+    assert rich.remarks is not None
+    said = remarks(mini)
+    rhythm = np.asarray([["word rhythm" in said[name]] for name in rich.train.record.tolist()], np.float32)
+    assert 2 <= rhythm.sum() <= 5
+    assert (rich.remarks == rhythm).all(axis=0).any()
+    assert rich.network(1).config.auxiliary == 71 + rich.remarks.shape[1]
+    rows = np.asarray([4, 1, 6])
+    wanted = rich.tasks(rows).wanted(torch.arange(3))["remarks"]
+    assert torch.equal(wanted, torch.from_numpy(rich.remarks[rows]))
+
+    cross_fit(rich, tmp_path / "held", repeats=1)
+    assert "loss_remarks" in (tmp_path / "held" / "1-2" / "log.jsonl").read_text()
+    first = train_task(rich, tmp_path / "rich", refitted=False)
+    assert first.history[0]["loss_remarks"] > 0
+    with pytest.raises(CheckpointError, match=r"another (net|remarks_sha256)"):
+        train_task(task, tmp_path / "rich", refitted=False)
+    # Another auxiliary head than the one that there is begins anew, all else with what has been learned.
+    still = replace(task, preset=chosen(peak_rate=1e-9))
+    result = train_task(still, tmp_path / "poor", start=first.best, refitted=False)
+    before, after = (checkpoint.load_network(path)[0] for path in (first.best, result.best))
+    assert torch.allclose(before.head.weight, after.head.weight, atol=1e-6)
+    assert after.config.auxiliary == 71
+    assert load_task(chosen("ptbxl-rhythm"), mini, cache=cache).remarks is None
 
 
 @pytest.mark.parametrize(
