@@ -158,7 +158,8 @@ def test_a_model_is_found_by_path_or_by_shipped_name(tmp_path: Path) -> None:
     stem = SHIPPED_FILE.removesuffix(".onnx")
     assert find_model(stem) == find_model(SHIPPED_FILE) == SHIPPED / SHIPPED_FILE
     assert find_model(tmp_path / "mine.onnx") == tmp_path / "mine.onnx"
-    assert find_model("no-such-model") == Path("no-such-model")
+    with pytest.raises(ModelError, match=rf"there is no model no-such-model; shipped ones: .*{stem}"):
+        find_model("no-such-model")
 
 
 def test_a_model_that_lies_here_is_taken_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

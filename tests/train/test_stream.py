@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_said(model: Model, fast: Recording) -> None:
     signal_mv, rate_hz, leads = fast
     with pytest.raises(DataError, match=r"^recording 2 holds no samples$"):
         stream_logits(model, [fast, (signal_mv[:, :0], rate_hz, leads)])
-    with pytest.raises(SourceError, match="the model needs lead V1"):
+    with pytest.raises(SourceError, match="the model needs leads V1, V2"):
         stream_logits(model, [(signal_mv[:6], rate_hz, leads[:6])])
     with pytest.raises(SourceError, match="50 Hz cannot carry"):
         stream_logits(model, [(signal_mv, 50.0, leads)])
