@@ -96,11 +96,14 @@ class Task:
         beside = self.train.statements.shape[1] + (0 if self.remarks is None else self.remarks.shape[1])
         return M2JLNet(self.preset.network(beside), self.preset.spec)
 
-    def tasks(self, rows: NDArray[np.intp] | None = None) -> MultiTask:
-        """What is learned from these of the training recordings, from all unless told."""
-        preset, data, remarks = self.preset, self.train, self.remarks
-        if rows is not None:
-            data, remarks = data.taken(rows), None if remarks is None else remarks[rows]
+    def taken(self, rows: NDArray[np.intp]) -> Task:
+        """The same task with these of the training recordings alone."""
+        remarks = None if self.remarks is None else self.remarks[rows]
+        return replace(self, train=self.train.taken(rows), fold=self.fold[rows], remarks=remarks)
+
+    def tasks(self) -> MultiTask:
+        """What is learned from the training recordings."""
+        preset, data = self.preset, self.train
         return MultiTask(
             data.targets,
             contrastive=preset.contrastive,
@@ -108,7 +111,7 @@ class Task:
             positives=preset.positives,
             statements=data.statements,
             auxiliary=preset.auxiliary,
-            remarks=remarks,
+            remarks=self.remarks,
             remarks_weight=preset.remarks,
         )
 
@@ -336,7 +339,7 @@ def cross_fit(
         CheckpointError: `folder` holds networks of another configuration, or cannot be written.
         DivergedError, OutOfMemoryError: see `train.trainer.fit`.
     """
-    preset, data = task.preset, task.train
+    preset = task.preset
     folds = np.unique(task.fold).tolist()
     info = _info(task)  # once: it reads through all recordings
     if len(folds) < 2:
@@ -348,17 +351,16 @@ def cross_fit(
     runs = [(repeat, fold) for repeat in range(1, repeats + 1) for fold in folds]
     for number, (repeat, fold) in enumerate(runs, start=1):
         say(f"network {number} of {len(runs)}, without fold {fold}")
-        rows = np.flatnonzero(task.fold != fold)
-        seen = data.taken(rows)
+        others = task.taken(np.flatnonzero(task.fold != fold))
         seed = SEED_STEP * repeat + fold
         result = fit(
-            task.network(seed),
-            seen,
+            others.network(seed),
+            others.train,
             task.validation,
-            task.tasks(rows),
+            others.tasks(),
             replace(preset.fit, seed=seed),
             folder / f"{repeat}-{fold}",
-            info=info | {"train_folds": [f for f in folds if f != fold], "records": len(seen)},
+            info=info | {"train_folds": [f for f in folds if f != fold], "records": len(others.train)},
             hooks=hooks,
             fabric=fabric,
             noise=task.noise,

@@ -114,7 +114,7 @@ def test_remarks_are_learned_beside_the_statements_also_by_networks_that_see_few
     assert (rich.remarks == rhythm).all(axis=0).any()
     assert rich.network(1).config.auxiliary == 71 + rich.remarks.shape[1]
     rows = np.asarray([4, 1, 6])
-    wanted = rich.tasks(rows).wanted(torch.arange(3))["remarks"]
+    wanted = rich.taken(rows).tasks().wanted(torch.arange(3))["remarks"]
     assert torch.equal(wanted, torch.from_numpy(rich.remarks[rows]))
 
     cross_fit(rich, tmp_path / "held", repeats=1)
