@@ -141,6 +141,20 @@ def feed_of(source: Source, url: str | None = None) -> Feed:
     return Feed(url or f"fake://{source.name}", lambda: source)
 
 
+def late_feed_of(source: Source, url: str | None = None) -> Feed:
+    """A feed whose device is not there when it is first looked for."""
+    tries = 0
+
+    def connect() -> Source:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise PortError("no such port")
+        return source
+
+    return Feed(url or f"fake://{source.name}", connect)
+
+
 def alone(source: Source) -> list[tuple[object, ...]]:
     kept = Kept()
     with suppress(LinkLost):
@@ -417,16 +431,7 @@ def test_what_was_told_and_is_so_of_no_device_is_refused_if_all_are_there() -> N
         Hub([feed_of(Fake("a", 4.0)), feed_of(Fake("b", 4.0))], model_of(), [], told={"I": "EKG"}).run()
     with pytest.raises(OptionError, match="a lead I of its own"):
         Hub([feed_of(called(Fake("a", 4.0), "I", "II", "ECG"))], model_of(), [], told={"I": "ECG"}).run()
-    tries = 0
-
-    def connect() -> Source:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
-            raise PortError("no such port")
-        return called(Fake("late", 4.0), "EKG", "II")
-
-    feeds = [feed_of(Fake("a", 4.0)), Feed("tcp://two:2", connect)]
+    feeds = [feed_of(Fake("a", 4.0)), late_feed_of(called(Fake("late", 4.0), "EKG", "II"))]
     summary = Hub(feeds, model_of(), [], told={"I": "EKG"}, patience_s=60.0).run()
     assert [fields["leads_told"] for fields in summary["devices"]] == [{}, {"I": "EKG"}]
 
@@ -445,16 +450,7 @@ def test_two_of_the_same_name_are_told_apart_by_address() -> None:
 
 
 def test_one_that_comes_late_gets_no_name_that_is_taken() -> None:
-    tries = 0
-
-    def connect() -> Source:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
-            raise PortError("no such port")
-        return Fake("emulator", 4.0)
-
-    feeds = [feed_of(Fake("emulator", 4.0), "tcp://one:1"), Feed("tcp://two:2", connect)]
+    feeds = [feed_of(Fake("emulator", 4.0), "tcp://one:1"), late_feed_of(Fake("emulator", 4.0), "tcp://two:2")]
     summary = Hub(feeds, model_of(), [], patience_s=60.0).run()
     assert [fields["device"] for fields in summary["devices"]] == ["emulator", "tcp://two:2"]
 
@@ -555,17 +551,8 @@ def test_one_that_cannot_hear_is_left_behind() -> None:
 def test_one_that_comes_late_and_does_not_fit_is_told_and_let_go() -> None:
     wrong = Fake("wrong", 4.0)
     wrong.leads = ("V1", "V2")
-    tries = 0
-
-    def connect() -> Source:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
-            raise PortError("no such port")
-        return wrong
-
     there = Fake("there", 4.0)
-    hub = Hub([feed_of(there), Feed("fake://late", connect)], model_of(), [], patience_s=60.0)
+    hub = Hub([feed_of(there), late_feed_of(wrong)], model_of(), [], patience_s=60.0)
     with pytest.raises(SourceError, match="leads I, II"):
         hub.run()
     assert wrong.closed == there.closed == 1
