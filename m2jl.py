@@ -10,13 +10,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
-
-if TYPE_CHECKING:
-    from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 # Sub-command -> the module whose `app` holds it.  Those modules import what they need inside their commands.
 COMMANDS = {
@@ -52,6 +49,30 @@ EXTRAS = {
 }
 
 
+class Once(TyperCommand):
+    """A command that refuses an option with one value that is given twice.
+
+    Of two values the last one would count, and of two models one would watch, without a word.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what is repeated, then parse as ever."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in given:
+            single = isinstance(option, TyperOption) and not option.multiple and not option.is_flag
+            if single and given.count(option) > 1:
+                _fail(f"{option.opts[0]} is there {given.count(option)} times; it has one value", 2)
+        return super().parse_args(ctx, args)
+
+
+def _refuse_repeats(app: typer.Typer) -> None:
+    for command in app.registered_commands:
+        command.cls = Once
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        _refuse_repeats(group.typer_instance)
+
+
 class LazyGroup(TyperGroup):
     """Knows its commands by name and imports the module of the one that is asked for."""
 
@@ -64,6 +85,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         app: typer.Typer = importlib.import_module(COMMANDS[cmd_name]).app
+        _refuse_repeats(app)
         group = typer.main.get_group(app)
         command: TyperCommand = group.commands[cmd_name]
         return command

@@ -118,12 +118,14 @@ def _stream(
     from runtime.bench.stream import stream
     from runtime.machine import conditions, machine
     from runtime.model import Model
+    from runtime.startup import check
     from runtime.words import counted
 
     rows: list[dict[str, Any]] = []
     for path in paths:
         for backend in backends:
             model = Model.load(path, backend=backend)
+            check(path, model)
             with status:
                 result = stream(model, devices=devices, seconds=seconds, say=status.update)
             identity = {"model": str(path), "sha256": model.sha256, "backend": backend}

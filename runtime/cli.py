@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from firmware_bridge.cli import parse_speed
-from runtime.errors import OptionError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -43,23 +41,7 @@ def parse_patience(text: str) -> float:
     return seconds
 
 
-class Once(TyperCommand):
-    """A command that refuses an option with one value that is given twice.
-
-    Of two values the last one would count, and of two models one would watch, without a word.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse what is repeated, then parse as ever."""
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for option in given:
-            single = isinstance(option, TyperOption) and not option.multiple and not option.is_flag
-            if single and given.count(option) > 1:
-                raise OptionError(f"{option.opts[0]} is there {given.count(option)} times; it has one value")
-        return super().parse_args(ctx, args)
-
-
-@app.command("run", cls=Once)
+@app.command("run")
 def run(
     source: Annotated[
         list[str],

@@ -164,6 +164,21 @@ def test_bad_input_is_one_line(here: Command, arguments: list[str], says: str) -
     assert_one_line(here(*arguments), says)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["train", "ptbxl-super", "--seed", "1", "--seed", "2"], "--seed"),
+        (["data", "get", "ptb-xl", "--out", "a", "--out", "b"], "--out"),
+        (
+            ["compress", "--set", "student.epochs=1", "--set", "gate.max_auc_drop=1", "--out", "a", "--out", "a"],
+            "--out",
+        ),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(here: Command, arguments: list[str], option: str) -> None:
+    assert_one_line(here(*arguments), f"{option} is there 2 times; it has one value")
+
+
 def test_a_port_that_is_not_there_is_one_line(m2jl: Command) -> None:
     assert_one_line(m2jl("run", "--source", "serial:///dev/ttyNOSUCH"), "ttyNOSUCH")
 

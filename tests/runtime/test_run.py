@@ -107,6 +107,9 @@ def test_a_model_that_computes_something_else_here_is_not_run(
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
     assert line.startswith(f"m2jl: error: {path} failed its self-test: 3 windows on onnxruntime-cpu")
+    code, out, err = m2jl_in_process("bench", path, "--stream", "1", "--seconds", "1")
+    assert (code, out) == (1, "")
+    assert "failed its self-test" in err
 
     sound = with_golden(build_onnx(), save_onnx, spec, off_by=0.0)
     code, _, err = m2jl_in_process("run", "--source", f"file://{sample_path}", "--model", sound)

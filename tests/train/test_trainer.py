@@ -29,9 +29,9 @@ from train.errors import CheckpointError, DivergedError, OutOfMemoryError, Train
 from train.files import LOCK
 from train.frontend import FrontEnd
 from train.metrics import Figures, at_best_thresholds, best_thresholds, macro_auc, macro_f1
-from train.model import M2JLNet, NetConfig, Output, count_macs, count_parameters
+from train.model import NETS, M2JLNet, NetConfig, Output, count_macs, count_parameters
 from train.objectives import MultiTask, Objective, Parts
-from train.trainer import FitConfig, FitResult, Hooks, fit, one_cycle, predict, update_average
+from train.trainer import FitConfig, FitResult, Hooks, fit, layout, one_cycle, predict, update_average
 
 CONFIG = FitConfig(epochs=4, batch=4)
 INFO = {"preset": "test", "train_folds": (1, 2, 3)}
@@ -78,6 +78,39 @@ def test_the_loss_falls_and_every_epoch_is_told(whole: FitResult) -> None:
     assert len(losses) == 4
     assert losses[-1] < 0.85 * losses[0]
     assert [row["epoch"] for row in whole.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (NetConfig((4, 4, 6, 8), (4, 4, 6, 8), dropout=0.0), torch.contiguous_format),
+        (replace(NETS["nano"], dropout=0.0), torch.contiguous_format),
+        (replace(NETS["tiny"], dropout=0.0), torch.channels_last),
+    ],
+    ids=["narrow", "nano", "tiny"],
+)
+def test_gradients_are_right_in_the_layout_that_is_trained_in(
+    config: NetConfig, expected: torch.memory_format, spec: ModelSpec
+) -> None:
+    cpu = torch.device("cpu")
+    torch.manual_seed(3)
+    net = M2JLNet(config, spec).eval()  # of a batch's own mean and variance, gradients are ill-conditioned
+    signal_mv = torch.randn(13, len(spec.leads), spec.window_samples)
+    plain = copy.deepcopy(net).double()  # for which oneDNN has nothing
+    plain(*(x.double() for x in FrontEnd(spec)(signal_mv))).square().sum().backward()
+    assert layout(net, cpu) == expected
+    net.to(memory_format=layout(net, cpu))  # type: ignore[call-overload]  # torch lacks it
+    net(*FrontEnd(spec)(signal_mv)).square().sum().backward()
+    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert ours.grad is not None
+            furthest = float((ours.grad - theirs.grad).abs().max() / theirs.grad.abs().max().clamp(min=1e-9))
+            assert furthest < 1e-3, f"{name}: {furthest:.1e} of its gradient's largest value"
+
+
+def test_on_a_gpu_narrow_networks_are_laid_out_as_all(spec: ModelSpec) -> None:
+    narrow = M2JLNet(NetConfig((4, 4, 6, 8), (4, 4, 6, 8)), spec)
+    assert layout(narrow, torch.device("cuda")) == torch.channels_last
 
 
 def test_steps_and_epochs_are_reported(run: Run, tmp_path: Path) -> None:
