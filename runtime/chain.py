@@ -67,6 +67,7 @@ class SignalChain:
             rate_hz, spec.rate_hz, high_hz=spec.band_hz[1], leads=len(spec.leads), notch_hz=notch_hz
         )
         self.delay_s, self.notch_hz, self.gain = self._resampler.delay_s, self._resampler.notch_hz, self._resampler.gain
+        self.nearest_input = self._resampler.nearest_input
         self._basis = frame_basis(spec)
         # Derived lengths are worked out at each access of the spec; blocks come too often for that.
         self._window, self._hop = spec.window_samples, spec.hop_samples

@@ -1,8 +1,9 @@
 """Resampling and low-pass in one step: a polyphase linear-phase FIR, streamed.
 
 `PolyphaseResampler` turns samples at the device's rate into samples at the model's rate, chunk by chunk.  Output n
-stands for the instant ``n / rate_out_hz`` exactly (the filter's delay is compensated), and is ready `delay_s` after
-that instant.  What comes out does not depend on how the input was cut into chunks.
+stands for the instant ``n / rate_out_hz`` (the filter's delay is compensated), and is ready `delay_s` after that
+instant.  What comes out does not depend on how the input was cut into chunks.  Between rates without a simple ratio the
+nearest simple one is taken, up to `RATIO_ERROR` off: where output n lies in the input, `nearest_input` says.
 
     resampler = PolyphaseResampler(500.0, 100.0, high_hz=40.0, leads=12)
     resampler.start(first_sample=0)
@@ -26,8 +27,12 @@ from runtime.notch import design_notch
 
 STOP_BAND_DB = 60.0
 MIN_TRANSITION_HZ = 2.0  # a narrower one would need seconds of filter
-MAX_PHASES = 1000  # a ratio such as 100/256.41 would need a filter bank of thousands of phases
+MAX_PHASES = 1000  # a ratio such as 100/499.987 would need a filter bank of thousands of phases
+# How far a ratio may be off where the exact one has too many phases: a crystal is off by 20 ppm and more, a rate that
+# is told in thousandths of a Hz, such as 166.667 for 500/3, by up to 3.
+RATIO_ERROR = 3e-6
 OUTPUTS_PER_PRODUCT = 25  # of all phases: more waste products with zeros, fewer are too many calls
+MANY_PHASES = 100  # with more, a hop of a second seldom has two outputs of one phase
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -43,12 +48,30 @@ def design_low_pass(rate_hz: float, pass_hz: float, stop_hz: float) -> Float64Ar
     return np.asarray(response / response.sum(), dtype=np.float64)
 
 
+def simple_ratio(rate_in_hz: float, rate_out_hz: float) -> Fraction | None:
+    """Outputs per input, as whole numbers of which the first is at most `MAX_PHASES`; None where there are none.
+
+    The exact ratio if it is one, to the thousandth of a Hz; else the one with the fewest outputs within `RATIO_ERROR`.
+    """
+    exact = Fraction(rate_out_hz).limit_denominator(1000) / Fraction(rate_in_hz).limit_denominator(1000)
+    if exact.numerator <= MAX_PHASES:
+        return exact
+    inputs_each = Fraction(rate_in_hz) / Fraction(rate_out_hz)
+    for up in range(1, MAX_PHASES + 1):
+        wanted = up * inputs_each
+        down = round(wanted)
+        if abs(down - wanted) <= RATIO_ERROR * wanted:
+            return Fraction(up, down)
+    return None
+
+
 class PolyphaseResampler:
     """Streaming resampler and low-pass for all leads at once.
 
     Args:
         rate_in_hz: the device's rate.
-        rate_out_hz: the model's rate; ``rate_out_hz / rate_in_hz`` must be a ratio of small whole numbers.
+        rate_out_hz: the model's rate; ``rate_out_hz / rate_in_hz`` must be near a ratio of small whole numbers, see
+            `simple_ratio`.
         high_hz: upper edge of the pass band; the stop band starts at half of the lower of the two rates.
         leads: number of leads.
         notch_hz: a mains frequency to take out, if the low-pass does not.
@@ -66,10 +89,10 @@ class PolyphaseResampler:
         # Written so that it refuses what is not a number, too; and before a rate near zero becomes a denominator.
         if not 2 * high_hz < rate_in_hz < float("inf"):
             raise SourceError(f"a rate of {rate_in_hz:g} Hz cannot carry the model's band up to {high_hz:g} Hz")
-        ratio = Fraction(rate_out_hz).limit_denominator(1000) / Fraction(rate_in_hz).limit_denominator(1000)
-        self._up, self._down = ratio.numerator, ratio.denominator
-        if self._up > MAX_PHASES:
+        ratio = simple_ratio(rate_in_hz, rate_out_hz)
+        if ratio is None:
             raise SourceError(f"cannot resample {rate_in_hz:g} Hz to {rate_out_hz:g} Hz: no simple ratio between them")
+        self._up, self._down = ratio.numerator, ratio.denominator
         stop_hz = min(rate_in_hz, rate_out_hz) / 2
         if stop_hz - high_hz < MIN_TRANSITION_HZ:
             raise SourceError(
@@ -91,7 +114,8 @@ class PolyphaseResampler:
         bank /= bank.sum(axis=1, keepdims=True)
         # Column k holds the same taps, `down` inputs later: one matrix product gives a phase's next few outputs, which
         # costs a fraction of a dot product each.
-        self._columns = max(4, OUTPUTS_PER_PRODUCT // self._up)
+        # With many phases there is but one: more would be of little use, and 20 MB at 499.512 Hz, 500 MB at 499.9.
+        self._columns = 1 if self._up > MANY_PHASES else max(4, OUTPUTS_PER_PRODUCT // self._up)
         self._bank = np.zeros((self._up, (self._columns - 1) * self._down + self._taps, self._columns))
         for k in range(self._columns):
             self._bank[:, k * self._down : k * self._down + self._taps, k] = bank
@@ -115,6 +139,10 @@ class PolyphaseResampler:
     def newest_input(self, output: int) -> int:
         """Absolute index of the newest input that output number `output` needs."""
         return (output * self._down + self._half) // self._up
+
+    def nearest_input(self, output: int) -> int:
+        """Absolute index of the input that lies nearest to the instant for which output number `output` stands."""
+        return round(Fraction(output * self._down, self._up))
 
     def push(self, x: NDArray[np.floating]) -> tuple[int, Float32Array]:
         """Take inputs (leads, n); give (index of the first output, outputs (leads, m)), m >= 0."""

@@ -99,7 +99,8 @@ def derive(device: Sequence[str], model: Sequence[str], told: Mapping[str, str] 
         told: see `parse_told`.
 
     Raises:
-        SourceError: a lead is neither there nor derivable; the message names it.
+        SourceError: a lead is neither there nor derivable, or it, or one that it would be made of, is there more than
+            once; the message names it.
         OptionError: what was told is not so: the device has no such lead, or has the lead that it should stand for.
     """
     names = _as_told(device, told or {})
@@ -117,6 +118,14 @@ def derive(device: Sequence[str], model: Sequence[str], told: Mapping[str, str] 
             matrix[row, [index[limb[0]], index[limb[1]]]] = shares
         else:
             missing.append(name)
+    # What is of no use to the model may have any name, as often as it likes.
+    for lead in (name for name in index if matrix[:, index[name]].any()):
+        alike = [has for has, name in zip(device, names, strict=True) if name.upper() == lead]
+        if len(alike) > 1:
+            raise SourceError(
+                f"the model needs lead {_STANDARD.get(lead, alike[0])}; the device has {len(alike)} leads of that name "
+                f"({', '.join(alike)}), and which one is meant cannot be told"
+            )
     if missing:
         unknown = [name for name in names if name.upper() not in _STANDARD and not has_lead(model, name)]
         raise SourceError(

@@ -302,8 +302,9 @@ class Monitor:
         return steps
 
     def _device_span(self, window: Window) -> tuple[int, int]:
-        ratio = self.rate_hz / self.model.spec.rate_hz
-        return round(window.start * ratio), round((window.start + self.model.spec.window_samples) * ratio)
+        # By the filter's own ratio: the quotient of the rates may be some ppm off it, in a day a hundred samples.
+        end = window.start + self.model.spec.window_samples
+        return self._chain.nearest_input(window.start), self._chain.nearest_input(end)
 
     def _faults_of(self, window: Window, span: tuple[int, int]) -> tuple[dict[str, str], dict[str, str]]:
         """Fault per unusable lead, causes that are known before what only shows; and warnings per lead."""

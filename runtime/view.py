@@ -284,9 +284,9 @@ def _link(feed: Watched) -> Text:
 
 
 def _quality(monitor: Monitor) -> Text:
-    if not monitor.stats.windows:
-        return Text("no window yet", style="dim")
     faults = ", ".join(f"{lead}: {fault}" for lead, fault in monitor.faults.items())
+    if not monitor.stats.windows and not faults:  # gaps that leave no window are a fault without one
+        return Text("no window yet", style="dim")
     return Text(faults or "good", style="red" if faults else "green")
 
 

@@ -74,9 +74,13 @@ class RecordSink:
 
     def write(self, event: Event) -> None:
         """See `Sink`: onsets and offsets are noted beside the signal."""
-        segment = self._segments.get(event.device or "")
-        if segment is None or event.label is None or event.event == "update":
+        if event.label is None or event.event == "update":
             return
+        segment = self._segments.get(event.device or "")
+        if segment is None:
+            # Blocks come before what is decided on them, so those of this device were given up: for want of room when
+            # time was over, or in a full queue.  No OSError: offered again, it would stand in the next block's way.
+            raise LookupError(f"no record of {event.device} is open in which {event.label} could be noted")
         text = event.label if event.event == "onset" else f"end {event.label}"
         sample = round(event.t_device_s * segment.origin.rate_hz) - segment.first_sample
         # What was decided after the record's end, or before its beginning, is noted where it comes nearest.
@@ -92,8 +96,13 @@ class RecordSink:
             gap = block.first_sample - segment.end
             too_long = not 0 <= gap <= LONGEST_GAP_S * origin.rate_hz
             full = (segment.samples + gap + count) * segment.frame_bytes > MAX_BYTES
-            if block.restarted or too_long or full or origin != segment.origin:
-                self._finish(self._segments.pop(origin.device))
+            # A block that had no room is offered again, to the record that was begun for it.
+            began_here = not segment.samples and segment.first_sample == block.first_sample
+            if (block.restarted and not began_here) or too_long or full or origin != segment.origin:
+                # The header first: where it has no room, the record stays, and the block offered again finishes it.
+                self._finish(segment)
+                del self._segments[origin.device]
+                os.close(segment.dat)
                 segment = None
         if segment is None:
             segment = self._segments[origin.device] = self._begin(origin, block)
@@ -103,9 +112,17 @@ class RecordSink:
         self._append(segment, counts)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Sink`: a record whose header has no room keeps no other from being finished."""
+        failed: OSError | None = None
         while self._segments:
-            self._finish(self._segments.popitem()[1])
+            segment = self._segments.popitem()[1]
+            try:
+                self._finish(segment)
+            except OSError as error:
+                failed = error
+            os.close(segment.dat)
+        if failed is not None:
+            raise failed
 
     def _begin(self, origin: Origin, block: Block) -> Segment:
         start = datetime.now(UTC) - timedelta(seconds=block.samples / origin.rate_hz)
@@ -141,7 +158,6 @@ class RecordSink:
 
     def _finish(self, segment: Segment) -> None:
         """Write the header anew, now that the length is known."""
-        os.close(segment.dat)
         write_atomically(
             segment.path,
             header(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from scipy.ndimage import convolve1d
 from scipy.signal import firwin, kaiserord, resample_poly
 
 from runtime.errors import SourceError
-from runtime.filters import PolyphaseResampler, design_low_pass, resample
+from runtime.filters import MAX_PHASES, RATIO_ERROR, PolyphaseResampler, design_low_pass, resample, simple_ratio
 
 RATES_HZ = [100, 125, 128, 250, 360, 500, 1000]
 PASS_HZ = 40.0
@@ -160,10 +162,69 @@ def test_a_rate_that_cannot_carry_the_band_is_refused(rate_hz: float) -> None:
         resampler(rate_hz)
 
 
-@pytest.mark.parametrize("rate_hz", [256.41, 1000.001, 499.987])
+@pytest.mark.parametrize(
+    ("rate_hz", "up", "down"),
+    [
+        (333.333, 3, 10),
+        (499.512, 205, 1024),
+        (124.878, 205, 256),
+        (999.999, 1, 10),
+        (1000.001, 1, 10),
+        (256.41, 39, 100),
+    ],
+)
+def test_a_rate_that_is_nearly_simple_is_resampled_by_the_fewest_phases(rate_hz: float, up: int, down: int) -> None:
+    assert simple_ratio(rate_hz, OUT_HZ) == Fraction(up, down)
+    assert abs(down / up * OUT_HZ / rate_hz - 1) < RATIO_ERROR
+    y = resample(sine(11.3, rate_hz, 2000), rate_hz, OUT_HZ, high_hz=PASS_HZ)
+    np.testing.assert_allclose(y[:, 50:-50], sine(11.3, OUT_HZ, y.shape[1])[:, 50:-50], atol=2.5e-3)
+
+
+@settings(max_examples=200)
+@given(st.integers(81_000, 2_000_000), st.sampled_from([100.0, 125.0, 250.0]))
+def test_the_exact_ratio_is_taken_where_there_is_one(rate_mhz: int, rate_out_hz: float) -> None:
+    exact = Fraction(rate_out_hz) / Fraction(rate_mhz, 1000)
+    ratio = simple_ratio(rate_mhz / 1000, rate_out_hz)
+    if exact.numerator <= MAX_PHASES:
+        assert ratio == exact
+    elif ratio is not None:
+        assert ratio.numerator <= MAX_PHASES
+        assert abs(exact / ratio - 1) <= RATIO_ERROR
+
+
+@pytest.mark.parametrize("rate_hz", [*RATES_HZ, 256, 333, 90.5])
+def test_places_in_the_input_are_the_quotient_of_round_rates(rate_hz: float) -> None:
+    filter_ = resampler(rate_hz)
+    outputs = [*range(0, 1000, 50), 8_640_000, 8_640_150]
+    exact = [round(Fraction(output) * Fraction(rate_hz) / 100) for output in outputs]
+    assert [filter_.nearest_input(output) for output in outputs] == exact
+
+
+@pytest.mark.parametrize("rate_hz", [333.333, 499.512, 999.999, 500])
+@pytest.mark.parametrize("hours", [0, 30, 1000])
+def test_what_is_seen_after_days_lies_where_the_device_had_it(rate_hz: float, hours: int) -> None:
+    first = round(hours * 3600 * rate_hz)
+    x = np.zeros((1, 4000), np.float32)
+    x[0, 1500:1510] = 1.0  # around sample 1504.5
+    filter_ = resampler(rate_hz)
+    filter_.start(first)
+    number, y = filter_.push(x)
+    place = filter_.nearest_input(number + int(y[0].argmax()))
+    assert abs(place - (first + 1504.5)) <= rate_hz / OUT_HZ / 2 + 1
+    assert first <= filter_.nearest_input(number) < first + rate_hz / OUT_HZ + 1
+
+
+@pytest.mark.parametrize("rate_hz", [500.01, 249.97, 499.987])
 def test_a_rate_without_a_simple_ratio_is_refused(rate_hz: float) -> None:
     with pytest.raises(SourceError, match="no simple ratio"):
         resampler(rate_hz)
+
+
+@pytest.mark.parametrize("rate_hz", [499.512, 499.9, 199.805])
+def test_many_phases_take_little_memory(rate_hz: float) -> None:
+    assert resampler(rate_hz)._bank.nbytes < 2_000_000
+    y = resample(sine(11.3, rate_hz, 4000), rate_hz, OUT_HZ, high_hz=PASS_HZ)
+    np.testing.assert_allclose(y[:, 50:-50], sine(11.3, OUT_HZ, y.shape[1])[:, 50:-50], atol=2.5e-3)
 
 
 def test_memory_of_a_long_stream_is_bounded() -> None:

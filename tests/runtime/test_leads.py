@@ -52,6 +52,37 @@ def test_a_lead_that_follows_from_nothing_is_named(device: tuple[str, ...], mode
         derive(device, model)
 
 
+@pytest.mark.parametrize(
+    ("device", "model", "says"),
+    [
+        (("I", "II", "i"), ("I",), "the model needs lead I; the device has 2 leads of that name (I, i), and which"),
+        (
+            ("avr", "I", "AVR"),
+            ("aVR",),
+            "the model needs lead aVR; the device has 2 leads of that name (avr, AVR), and",
+        ),
+        (("I", "II", "I"), ("aVF",), "the model needs lead I; the device has 2 leads of that name (I, I), and which"),
+        (
+            ("ecg", "ECG", "ECG"),
+            ("ECG",),
+            "the model needs lead ecg; the device has 3 leads of that name (ecg, ECG, ECG)",
+        ),
+    ],
+)
+def test_a_lead_that_is_there_twice_is_not_chosen_from(
+    device: tuple[str, ...], model: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        derive(device, model)
+    assert str(caught.value).startswith(says)
+
+
+def test_what_the_model_does_not_need_may_be_there_twice() -> None:
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    got = derive(("ECG", "I", "ecg", "V1", "v1"), ("I",)).apply(x)
+    np.testing.assert_array_equal(got, x[[1]])
+
+
 def test_a_lead_is_as_bad_as_what_it_is_made_of() -> None:
     derivation = derive(("I", "II", "V1"), ("I", "II", "III", "V1"))
     flags = {tuple(np.eye(3, dtype=bool)[k]): derivation.spread(np.eye(3, dtype=bool)[k]).tolist() for k in range(3)}

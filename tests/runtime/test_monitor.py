@@ -370,6 +370,30 @@ def test_a_device_without_a_lead_or_too_slow_is_refused(fake_model: Callable[...
         Monitor(fake_model(), LEADS, 75.0)
 
 
+@pytest.mark.parametrize("rate_hz", [333.333, 499.512, 500.0])
+def test_after_days_a_window_is_where_its_samples_were(fake_model: Callable[..., Model], rate_hz: float) -> None:
+    """333.333 Hz are resampled by 3/10, a ppm off: at the quotient of the rates, 300 samples in 250 hours."""
+    model = fake_model([OFF])
+    monitor = Monitor(model, LEADS, rate_hz)
+    first = round(250 * 3600 * rate_hz)
+    size = round(rate_hz / 10)
+    blocks = blocks_of(beats(10), size, first)
+    off = blocks[len(blocks) // 2]
+    flagged(blocks, slice(len(blocks) // 2, len(blocks) // 2 + 1), lead_off=0)
+    cuts = [step for block in blocks for step in monitor.take(block)] + monitor.take_rest()
+    windows = [cut for cut in cuts if isinstance(cut, Cut)]
+    hop, length = rate_hz * model.spec.hop_s, rate_hz * model.spec.window_s
+    assert first <= windows[0].span[0] <= first + hop + 1
+    end = blocks[-1].first_sample + blocks[-1].samples
+    assert end - hop - 1 <= windows[-1].span[1] <= end
+    for cut in windows:
+        assert abs(cut.span[1] - cut.span[0] - length) <= 1
+        # The filter reaches 0.18 s further; the blocks that the window and its reach only graze are left out.
+        inside = cut.span[0] <= off.first_sample and off.first_sample + size <= cut.span[1]
+        outside = cut.span[1] + rate_hz / 4 < off.first_sample or off.first_sample + size < cut.span[0] - rate_hz / 4
+        assert (cut.faults.get("I") == "lead off") in ({True} if inside else {False} if outside else {True, False})
+
+
 def with_losses(seconds: float, every_s: float) -> list[Block]:
     """One block of 0.1 s in `every_s` is missing."""
     blocks = blocks_of(beats(seconds))

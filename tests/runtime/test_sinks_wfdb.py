@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from firmware_bridge import Block, Recording
 from runtime.events import Event
-from runtime.sinks import Origin
+from runtime.session import write_atomically
+from runtime.sinks import Delivery, Origin
 from runtime.sinks.wfdb_format import INVALID, LARGEST, annotation_file, encode, to_counts
 from runtime.sinks.wfdb_full import RecordSink
 from runtime.sinks.wfdb_strips import StripSink
@@ -346,6 +348,105 @@ def test_a_record_whose_disk_was_full_goes_on_without_a_hole(tmp_path: Path, mon
     sink.close()
     (path,) = records_in(tmp_path)
     assert_same(wfdb.rdrecord(str(path)), ecg_mv)
+
+
+@pytest.fixture
+def no_headers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Records for whose headers the disk has no room, by their numbers."""
+    full: set[str] = set()
+
+    def write(path: Path, content: str | bytes) -> None:
+        if path.suffix == ".hea" and path.stem[-4:] in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_atomically(path, content)
+
+    monkeypatch.setattr("runtime.sinks.wfdb_full.write_atomically", write)
+    return full
+
+
+def test_a_record_at_whose_end_the_disk_was_full_is_finished_later(tmp_path: Path, no_headers: set[str]) -> None:
+    before, after, sink = signal(10), signal(4, seed=8), RecordSink(tmp_path)
+    feed(sink, blocks_of(before))
+    again = blocks_of(after, restarted=True)
+    no_headers.add("0001")
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            sink.write_block(ORIGIN, again[0])
+    sink.write(alert("offset", 10.0))  # the record is still there for what comes meanwhile
+    no_headers.clear()
+    feed(sink, again)
+    sink.write(alert("onset", 3.0))
+    sink.close()
+    first, second = records_in(tmp_path)
+    assert [path.name[-4:] for path in (first, second)] == ["0001", "0002"]
+    for path, ecg_mv, notes in ((first, before, ["end AFIB"]), (second, after, ["AFIB"])):
+        assert path.with_suffix(".hea").read_text().split()[3] == str(ecg_mv.shape[1])
+        assert_same(wfdb.rdrecord(str(path)), ecg_mv)
+        assert wfdb.rdann(str(path), "alert").aux_note == notes
+
+
+def test_a_record_that_was_begun_for_a_block_without_room_is_not_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after, sink = signal(5), signal(4, seed=8), RecordSink(tmp_path)
+    feed(sink, blocks_of(before))
+    again = blocks_of(after, restarted=True)
+    monkeypatch.setattr(os, "pwrite", lambda _file, _data, _at: 0)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no room"):
+            sink.write_block(ORIGIN, again[0])
+    monkeypatch.undo()
+    feed(sink, again)
+    sink.close()
+    first, second = (wfdb.rdrecord(str(path)) for path in records_in(tmp_path))
+    assert_same(first, before)
+    assert_same(second, after)
+
+
+@pytest.mark.parametrize("had_a_record", [False, True])
+def test_an_alert_that_no_record_could_hold_counts_as_dropped(
+    tmp_path: Path, no_headers: set[str], had_a_record: bool
+) -> None:
+    no_headers.update({"0002", "0003"} if had_a_record else {"0001", "0002"})
+    before = blocks_of(signal(5)) if had_a_record else []
+    after = blocks_of(signal(1), restarted=had_a_record)[:1]
+    delivery = Delivery({"all": RecordSink(tmp_path)})
+    for block in (*before, *after):
+        delivery.write_block(ORIGIN, block)
+    events = [alert("onset", 3.0), alert("update", 4.0), alert("offset", 5.0)]
+    for event in events:
+        delivery.write(event)
+    delivery.close()
+    report = delivery.report()["all"]
+    assert (report["written"], report["dropped"]) == (1, 2)  # an update is never noted
+    assert report["samples_written"] == sum(block.samples for block in before)
+    assert "no record of patch/12 is open in which AFIB could be noted" in report["last_error"]
+    assert not list(tmp_path.glob("*.alert"))
+
+
+def test_an_alert_of_a_device_without_a_block_does_not_stop_the_others(tmp_path: Path) -> None:
+    sink = RecordSink(tmp_path)
+    with pytest.raises(LookupError, match="no record of a stranger"):  # no OSError, which is tried again and again
+        sink.write(alert("onset", 3.0, device="a stranger"))
+    feed(sink, blocks_of(signal(5)), [alert("onset", 3.0)])
+    sink.close()
+    (path,) = records_in(tmp_path)
+    assert wfdb.rdann(str(path), "alert").aux_note == ["AFIB"]
+
+
+def test_a_header_without_room_keeps_no_other_record_from_its_end(tmp_path: Path, no_headers: set[str]) -> None:
+    sink = RecordSink(tmp_path)
+    names = ("one", "two", "three")
+    for block in blocks_of(signal(2)):
+        for name in names:
+            sink.write_block(replace(ORIGIN, device=name), block)
+    no_headers.add("0002")
+    with pytest.raises(OSError, match="No space"):
+        sink.close()
+    lengths = {
+        path.name[:3]: path.with_suffix(".hea").read_text().split("\n")[0].split()[3:] for path in records_in(tmp_path)
+    }
+    assert [bool(lengths[name[:3]]) for name in names] == [True, False, True]
 
 
 def test_a_real_recording_comes_back_within_a_step(tmp_path: Path, sample: Recording, sample_path: Path) -> None:

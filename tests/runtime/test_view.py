@@ -160,6 +160,23 @@ def test_before_the_first_window_nothing_is_made_up(fake_model: Callable[..., Mo
     assert drawn(model, [waiting]).split() == ["tcp://patch:7000", "on", "tcp://patch:7000", "waiting"]
 
 
+@pytest.mark.parametrize("others", [(), ("other",)])
+def test_a_stream_that_cannot_be_judged_says_so_before_its_first_window(
+    fake_model: Callable[..., Model], others: Sequence[str]
+) -> None:
+    model = fake_model()
+    feeds = [streaming(model, 0.0, name) for name in ("patch", *others)]
+    for feed in feeds:
+        assert feed.monitor is not None
+        for n, block in enumerate(blocks(12.0)):
+            if n % 15 != 14:  # 1.4 s at a time are never a window of two
+                feed.monitor.push(block)
+        assert feed.monitor.stats.windows == 0
+    text = drawn(model, feeds, 200)
+    assert text.count("stream: gaps leave no whole window") == len(feeds)
+    assert text.count("no window yet") == (0 if others else 1)  # the one of latency
+
+
 @pytest.mark.parametrize("width", [60, 140])
 def test_several_devices_get_a_row_each(fake_model: Callable[..., Model], width: int) -> None:
     model = fake_model([(2.0, -1.0)])

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def test_one_epoch_of_the_real_preset_as_a_process(mini: Path, tmp_path: Path) -
     net, info = checkpoint.load_network(tmp_path / "run" / "best.safetensors")
     assert info["preset"] == "ptbxl-super"
     assert (info["train_folds"], info["validation_fold"], info["records"]) == ([1, 2, 3, 4, 5, 6, 7, 8], 9, 14)
-    assert net.config == PRESETS["ptbxl-super"].network(71)
+    # Whether refitting finds pacing on these few recordings is the luck of a network of one epoch.
+    assert replace(net.config, silencing=0) == PRESETS["ptbxl-super"].network(71)
     assert net.spec.parameters == train.model.count_parameters(net)
 
 
@@ -219,8 +221,8 @@ def test_second_opinions_are_made_once_and_shared_between_seeds(
     m2jl: M2jl, mini: Path, tmp_path: Path, cache: Path
 ) -> None:
     held = tmp_path / "held"
-    command = ("train", "ptbxl-super", "--data", mini, "--cache", cache, "--epochs", 1, "--batch", 8)
-    crossed = (*command, "--cross-fit", 1, "--held", held)
+    command = ("train", "ptbxl-super", "--data", mini, "--cache", cache, "--batch", 8)
+    crossed = (*command, "--epochs", 1, "--cross-fit", 1, "--held", held)
     code, _, err = m2jl(*crossed, "--out", tmp_path / "first")
     assert code == 0, err
     assert err.count("epoch   1/1") == 8  # seven folds have recordings, and the network itself
@@ -238,7 +240,7 @@ def test_second_opinions_are_made_once_and_shared_between_seeds(
         assert err.count("epoch   2/2") == err.count("epoch   1/2") == 1
         assert checkpoint.load(tmp_path / name / "last.safetensors")[1]["opinions"] == first["opinions"]
     # The same folder without them would be another run.
-    code, _, err = m2jl(*command, "--out", tmp_path / "first")
+    code, _, err = m2jl(*command, "--epochs", 1, "--out", tmp_path / "first")
     assert code == 2
     assert "holds a run with another opinion" in err.strip().splitlines()[-1]
 
