@@ -5,7 +5,8 @@
 
 All numbers are little-endian. Bytes after the known fields are ignored, so a newer minor version can append
 fields. A payload that cannot be meant, such as a rate of zero, raises `FrameError`; an unknown code (a stop
-reason, a result) becomes `OTHER`, since a newer peer may have more of them.
+reason, a result) becomes `OTHER`, since a newer peer may have more of them. Text is decoded as `printable` makes it,
+so that it can be shown and logged as it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ MAX_LEADS = 16
 MAX_NAME_BYTES = 32
 MAX_TEXT_BYTES = 512
 MAX_ARGUMENT_BYTES = 64
+MAX_RATE_HZ = 32_000
+"""Twice what the fastest converters for biopotentials offer. Memory is set aside for seconds of signal at the rate that
+a device states."""
 
 
 class MessageType(IntEnum):
@@ -87,6 +91,12 @@ def malformed(text: str) -> FrameError:
     return FrameError(DropReason.MALFORMED, text)
 
 
+def printable(text: str) -> str:
+    """Fit for one line of a log, of a header and on a terminal: `_` for what is not printable, such as a line break or
+    the beginning of an escape sequence."""
+    return "".join(character if character.isprintable() else "_" for character in text)
+
+
 def _unpack(layout: Struct, payload: bytes, what: str) -> tuple[int, ...]:
     if len(payload) < layout.size:
         raise malformed(f"{what}: {len(payload)} bytes, at least {layout.size} are needed")
@@ -113,6 +123,12 @@ def _take(payload: bytes, offset: int, length_bytes: int, what: str) -> tuple[by
     return payload[start:end], end
 
 
+def _take_text(payload: bytes, offset: int, length_bytes: int, what: str) -> tuple[str, int]:
+    """The text at `offset`, printable, and the offset behind it."""
+    encoded, end = _take(payload, offset, length_bytes, what)
+    return printable(encoded.decode(errors="replace")), end
+
+
 @dataclass(frozen=True, slots=True)
 class Info:
     """What the device is and what its samples mean."""
@@ -135,6 +151,8 @@ class Info:
     def __post_init__(self) -> None:
         if not self.rate_millihz or not self.gain_nv_per_count:
             raise malformed("INFO: rate and gain must not be zero")
+        if self.rate_millihz > MAX_RATE_HZ * 1000:
+            raise malformed(f"INFO: a rate of {self.rate_hz:g} Hz, at most {MAX_RATE_HZ} Hz are possible")
         names = {_cut(lead, MAX_NAME_BYTES) for lead in self.leads if lead}
         if not 1 <= len(names) == len(self.leads) <= MAX_LEADS:
             raise malformed(
@@ -168,8 +186,8 @@ class Info:
         offset = cls._LAYOUT.size
         texts: list[str] = []
         for _ in range(lead_count + 2):
-            text, offset = _take(payload, offset, 1, "INFO")
-            texts.append(text.decode(errors="replace"))
+            text, offset = _take_text(payload, offset, 1, "INFO")
+            texts.append(text)
         boot_id, rate_millihz, gain_nv_per_count, supply_mv, adc_bits, bytes_per_sample = numbers
         return cls(
             boot_id=boot_id,
@@ -302,8 +320,8 @@ class Log:
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        text, _ = _take(payload, 1, 2, "LOG")
-        return cls(LogLevel(payload[0]), text.decode(errors="replace"))
+        text, _ = _take_text(payload, 1, 2, "LOG")
+        return cls(LogLevel(payload[0]), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +337,8 @@ class ErrorReport:
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
-        text, _ = _take(payload, 2, 2, "ERROR")
-        return cls(int.from_bytes(payload[:2], "little"), text.decode(errors="replace"))
+        text, _ = _take_text(payload, 2, 2, "ERROR")
+        return cls(int.from_bytes(payload[:2], "little"), text)
 
 
 @dataclass(frozen=True, slots=True)

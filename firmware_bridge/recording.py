@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firmware_bridge.errors import RecordingError
+from firmware_bridge.messages import MAX_RATE_HZ
 
-MAX_RATE_HZ = 32_000.0
-"""Twice what the fastest converters for biopotentials offer."""
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 _LEAD_NAMES = {
     name.lower(): name for name in ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -111,18 +110,18 @@ class RecordFile:
             raise RecordingError('reading a recording needs wfdb: pip install "m2jlnet[wfdb]"') from error
         self._wfdb = wfdb
         self._whole: NDArray[np.float32] | None = None
-        length: int | None = self._call(wfdb.rdheader).sig_len
+        header = self._call(wfdb.rdheader, rd_segments=True)
+        length: int | None = header.sig_len
         first = self._call(wfdb.rdrecord, sampfrom=0, sampto=None if length is None else min(length, 1))
         if first.p_signal is None or not first.p_signal.size:
             raise RecordingError(f"{path}: the record holds no signal")
-        units = zip(first.sig_name, first.units, strict=True)
-        self._mv_per_unit = np.array([mv_per_unit(path, name, unit) for name, unit in units])
+        self._mv_per_unit = self._scales(header, first)
         self.name = record.name
         self.leads = tuple(_LEAD_NAMES.get(name.strip().lower(), name.strip()) for name in first.sig_name)
         self.comments = tuple(first.comments)
         self.rate_hz = float(first.fs)
-        if not self.rate_hz > 0:
-            raise RecordingError(f"{path}: a rate of {self.rate_hz} Hz")
+        if not 0 < self.rate_hz <= MAX_RATE_HZ:
+            raise RecordingError(f"{path}: a rate of {self.rate_hz:g} Hz, over 0 and up to {MAX_RATE_HZ} are possible")
         if length is None:
             self._whole = self._in_mv(first)
         self.samples: int = len(first.p_signal) if length is None else length
@@ -137,6 +136,43 @@ class RecordFile:
         if self._whole is not None:
             return self._whole[:, first:end]
         return self._in_mv(self._call(self._wfdb.rdrecord, sampfrom=first, sampto=end))
+
+    def _scales(self, header: Any, first: Any) -> NDArray[np.float64]:
+        """By what each signal is multiplied to be in mV; `first` is the first stretch of the record.
+
+        Where a record has segments, wfdb knows the units of those that a stretch lies in and of no others, and gives
+        their samples in their own units, whatever the layout says: so all of them are asked, and must agree.
+
+        Raises:
+            RecordingError: a unit is no voltage or not stated, or a segment contradicts the others.
+        """
+        path, names = self._path, list(first.sig_name)
+        segments = getattr(header, "segments", None)
+        if segments is None:  # all in one
+            units = zip(names, first.units, strict=True)
+            return np.array([mv_per_unit(path, name, unit) for name, unit in units])
+        variable = header.layout == "variable"
+        scales: list[float | None] = [None] * len(names)
+        for segment in segments[1 if variable else 0 :]:
+            if segment is None:  # a gap
+                continue
+            own = list(segment.sig_name or ())
+            if set(own) - set(names) if variable else len(own) != len(names):
+                raise RecordingError(f"{path}: its segment {segment.record_name} has other signals ({', '.join(own)})")
+            for position, (name, unit) in enumerate(zip(own, segment.units or (), strict=True)):
+                row = names.index(name) if variable else position
+                scale = mv_per_unit(path, name, unit)
+                if scales[row] not in (None, scale):
+                    raise RecordingError(f"{path}: signal {name} is not in {unit} in all segments")
+                scales[row] = scale
+        # What no segment has is a gap from end to end; the layout names its unit all the same.
+        stated = segments[0].units
+        return np.array(
+            [
+                mv_per_unit(path, name, stated[row]) if scale is None else scale
+                for row, (name, scale) in enumerate(zip(names, scales, strict=True))
+            ]
+        )
 
     def _in_mv(self, read: Any) -> NDArray[np.float32]:
         return np.ascontiguousarray((read.p_signal * self._mv_per_unit).T, dtype=np.float32)
@@ -160,12 +196,14 @@ def read_recording(path: str | Path) -> Recording:
     return Recording(record.name, record.leads, record.rate_hz, record.read(0, record.samples), record.comments)
 
 
-def mv_per_unit(path: str | Path, name: str, unit: str) -> float:
+def mv_per_unit(path: str | Path, name: str, unit: str | None) -> float:
     """By what a WFDB record's signal of this name and unit is multiplied to be in mV.
 
     Raises:
-        RecordingError: the unit is no voltage; `path` is named.
+        RecordingError: the unit is no voltage, or there is none; `path` is named.
     """
+    if unit is None:
+        raise RecordingError(f"{path}: signal {name} has no unit, so that its voltage is not known")
     try:
         return _MV_PER_UNIT[unit.strip().lower()]
     except KeyError:

@@ -36,7 +36,7 @@ from firmware_bridge import (
     RecordFile,
     RecordingError,
 )
-from firmware_bridge.messages import Info
+from firmware_bridge.messages import Info, printable
 from runtime.errors import SourceError
 from runtime.leads import said
 
@@ -101,9 +101,9 @@ class DeviceSource:
         self._device, self._reconnect_s = Device.open(url), reconnect_s
         self._device.gather_s = gather_s
         info = self._device.info
-        self.name = printable(info.device_id) or url
+        self.name = info.device_id or url
         self.step_mv = info.gain_nv_per_count * 1e-6
-        self.leads, self.rate_hz = tuple(map(printable, info.leads)), info.rate_hz
+        self.leads, self.rate_hz = info.leads, info.rate_hz
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Start the device and yield its blocks; see `firmware_bridge.Device.blocks`."""
@@ -230,9 +230,9 @@ class WireSource(_Replay):
         if info is None:
             raise RecordingError(f"{path}: no device introduces itself in it; was it made by m2jl wire --record?")
         self._info = info
-        self.name = printable(info.device_id) or path
+        self.name = info.device_id or path
         self.step_mv = info.gain_nv_per_count * 1e-6
-        self.leads, self.rate_hz = tuple(map(printable, info.leads)), info.rate_hz
+        self.leads, self.rate_hz = info.leads, info.rate_hz
 
     def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
         """Yield what the bytes hold, each block when its last sample is due.
@@ -293,11 +293,6 @@ def _stretches(ecg_mv: NDArray[np.float32]) -> list[tuple[int, NDArray[np.float3
         (begin, np.nan_to_num(ecg_mv[:, begin:end]), np.logical_or.reduce(lacking[:, begin:end], axis=1))
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
     ]
-
-
-def printable(text: str) -> str:
-    """What a device calls itself or a lead, fit for one line of a log, of a header and on a terminal."""
-    return "".join(character if character.isprintable() else "_" for character in text)
 
 
 def described(source: Source, told: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from firmware_bridge import cobs
 from firmware_bridge.emulator import Emulator, EmulatorReport
 from firmware_bridge.endpoint import Endpoint
 from firmware_bridge.messages import (
+    MAX_RATE_HZ,
     Ack,
     Command,
     ErrorReport,
@@ -108,7 +109,8 @@ def need() -> Callable[..., None]:
 
 u8, u16, u32 = st.integers(0, 255), st.integers(0, 65535), st.integers(0, (1 << 32) - 1)
 positive_u32 = st.integers(1, (1 << 32) - 1)
-text = st.text(st.characters(codec="utf-8"), max_size=8)
+# All that is printable, which is what comes out as it was sent.
+text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), include_characters=" "), max_size=8)
 lead_names = st.lists(st.text("IVaRLF123456", min_size=1, max_size=6), min_size=1, max_size=16, unique=True)
 
 
@@ -127,7 +129,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Info,
         boot_id=u16,
-        rate_millihz=positive_u32,
+        rate_millihz=st.integers(1, MAX_RATE_HZ * 1000),
         gain_nv_per_count=positive_u32,
         supply_mv=u16,
         adc_bits=u8,

@@ -309,6 +309,15 @@ def test_what_the_firmware_says_is_logged(virtual: VirtualDevice, caplog: pytest
     assert "test:// reports error 7: ADC" in caplog.messages
 
 
+def test_what_the_firmware_says_forges_no_line_of_the_log(
+    virtual: VirtualDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = WiredDevice(virtual)
+    wire.say(Frame(0, 0, Log(LogLevel.WARNING, "\x1b[2Ja\nb")), Frame(1, 0, ErrorReport(7, "c\r\nd")))
+    Device(wire).close()
+    assert caplog.messages == ["test://: _[2Ja_b", "test:// reports error 7: c__d"]
+
+
 def test_ping_and_unknown_commands_are_answered(virtual: VirtualDevice) -> None:
     [ping] = virtual.receive(Command(5, CommandKind.PING, b"now"))
     assert (ping.message.command_id, ping.message.result, ping.message.echo) == (5, Result.OK, b"now")

@@ -29,6 +29,7 @@ from firmware_bridge.messages import (
     Samples,
     Status,
     StopReason,
+    printable,
 )
 from firmware_bridge.protocol import MAJOR_VERSION, MINOR_VERSION, Frame, decode_frame
 from firmware_bridge.recording import Recording
@@ -93,14 +94,27 @@ def as_c_says(frame: Frame) -> dict[str, Any]:
     }
 
 
+def as_read_here(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the C tool says, with text as Python reads it: C leaves it as it came."""
+    read = dict(fields)
+    for name in {"device_id", "firmware", "text"} & set(read):
+        read[name] = printable(bytes.fromhex(read[name]).decode()).encode().hex()
+    if isinstance(read.get("leads"), dict):
+        read["leads"] = {
+            index: printable(bytes.fromhex(name).decode()).encode().hex() for index, name in read["leads"].items()
+        }
+    return read
+
+
 def assert_same(build: Path, wire: bytes, block_bytes: int = 4096) -> int:
     """Both decoders accept the same frames, read the same fields, and drop the rest for the same reasons."""
     decoder = Decoder()
     expected = decoder.feed(wire)
     frames, dropped = through_c(build, wire, block_bytes)
-    assert [{key: frame[key] for key in frame if key != "wire"} for frame in frames] == [
-        as_c_says(frame) for frame in expected
-    ]
+    assert [
+        {key: frame[key] for key in frame if key != "wire"} | {"fields": as_read_here(frame["fields"])}
+        for frame in frames
+    ] == [as_c_says(frame) for frame in expected]
     assert dropped == {reason.value: decoder.stats.dropped[reason] for reason in DropReason}
     return len(expected)
 
@@ -263,6 +277,10 @@ def test_payloads_that_make_no_sense_are_treated_alike(build: Path, raw_frame: C
             bytes((len(name),)) + name for name in (f"{'x' * 31}{end}".encode() for end in (one, other))
         )
         wire += raw_frame(0x01, messages[0].encode()[:14] + b"\2" + lead_names + b"\0\0")
+    for rate_millihz in (1, 32_000_000, 32_000_001, 4_000_000_000):
+        wire += raw_frame(
+            0x01, messages[0].encode()[:2] + rate_millihz.to_bytes(4, "little") + messages[0].encode()[6:]
+        )
     for leads, samples, width in product((0, 1, 15, 16, 17, 255), (0, 1, 2), (0, 1, 2, 3, 4)):
         announced = bytes((1, 0, 0, 0, 0, 0, leads, samples, width, 0))
         wire += raw_frame(0x02, announced + bytes(min(leads * samples * width, 1014)))

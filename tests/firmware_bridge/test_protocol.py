@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from firmware_bridge import cobs
 from firmware_bridge.errors import DropReason, FrameError, ProtocolError
 from firmware_bridge.messages import (
+    MAX_RATE_HZ,
     Ack,
     Command,
     CommandKind,
+    ErrorReport,
     Info,
     Log,
     LogLevel,
@@ -22,6 +24,7 @@ from firmware_bridge.messages import (
     Samples,
     Status,
     StopReason,
+    printable,
 )
 from firmware_bridge.protocol import (
     MAX_ENCODED_BYTES,
@@ -87,8 +90,10 @@ INFO = Info(1, 500_000, 1000, 0, 16, 2, ("I", "II"), "device", "1")
         (MessageType.INFO, b""),
         (MessageType.INFO, INFO.encode()[:-1]),
         (MessageType.INFO, INFO.encode()[:2] + bytes(4) + INFO.encode()[6:]),  # a rate of zero
+        (MessageType.INFO, INFO.encode()[:2] + (32_000_001).to_bytes(4, "little") + INFO.encode()[6:]),  # over 32 kHz
         (MessageType.INFO, INFO.encode()[:14] + b"\0" + INFO.encode()[15:]),  # no leads
         (MessageType.INFO, INFO.encode().replace(b"\x02II", b"\x01I")),  # a name twice
+        (MessageType.INFO, INFO.encode().replace(b"\x01I\x02II", b"\x02I\n\x02I\x1b")),  # alike as `I_`
         (MessageType.SAMPLES, bytes(9)),
         (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 2, 2, 2, 0)) + bytes(7)),  # cut short
         (MessageType.SAMPLES, bytes((0, 0, 0, 0, 0, 0, 2, 2, 4, 0)) + bytes(16)),  # four bytes a sample
@@ -113,6 +118,50 @@ def test_a_payload_that_makes_no_sense_is_malformed(
 def test_leads_whose_names_would_be_sent_alike_or_empty_are_refused(leads: tuple[str, ...]) -> None:
     with pytest.raises(FrameError, match="names differ in the first 32 bytes"):
         replace(INFO, leads=leads)
+
+
+def test_the_highest_rate_is_allowed() -> None:
+    fast = replace(INFO, rate_millihz=MAX_RATE_HZ * 1000)
+    assert Info.decode(fast.encode()) == fast
+    with pytest.raises(FrameError, match="a rate of 4e\\+06 Hz, at most 32000 Hz are possible"):
+        replace(INFO, rate_millihz=4_000_000_000)
+
+
+def test_text_that_a_terminal_or_a_log_would_obey_comes_out_harmless() -> None:
+    assert printable("Bett 3, größe µV ♥") == "Bett 3, größe µV ♥"
+    assert printable("a\r\nm2jl: b\x1b]0;c\x07\x9b2J\u202ed\u2028\x7f") == "a__m2jl: b_]0;c__2J_d__"
+    info = Info.decode(replace(INFO, leads=("I\n", "II"), device_id="p\x1b[2J", firmware="1\r").encode())
+    assert (info.leads, info.device_id, info.firmware) == (("I_", "II"), "p_[2J", "1_")
+    assert Log.decode(Log(LogLevel.INFO, "a\nb").encode()).text == "a_b"
+    assert ErrorReport.decode(ErrorReport(7, "a\x1bb").encode()).text == "a_b"
+
+
+any_text = st.text(st.characters(codec="utf-8"), max_size=8)
+
+
+@given(
+    st.one_of(
+        st.builds(
+            lambda leads, device_id, firmware: replace(
+                INFO, leads=tuple(leads), device_id=device_id, firmware=firmware
+            ),
+            st.lists(any_text.filter(bool), min_size=1, max_size=16, unique_by=printable),
+            any_text,
+            any_text,
+        ),
+        st.builds(Log, st.sampled_from(LogLevel), any_text),
+        st.builds(ErrorReport, st.integers(0, 65535), any_text),
+    )
+)
+def test_any_text_is_sent_as_it_is_and_read_printable(sent: Info | Log | ErrorReport) -> None:
+    """Whoever is sent something decides what to show; once read it stays as it is however often it is passed on."""
+    texts = (*sent.leads, sent.device_id, sent.firmware) if isinstance(sent, Info) else (sent.text,)
+    assert all(text.encode() in sent.encode() for text in texts)
+    read = type(sent).decode(sent.encode())
+    shown = (*read.leads, read.device_id, read.firmware) if isinstance(read, Info) else (read.text,)
+    assert shown == tuple(map(printable, texts))
+    assert all(text.isprintable() for text in shown)
+    assert type(sent).decode(read.encode()) == read
 
 
 def test_too_short_for_a_header_is_a_framing_error() -> None:

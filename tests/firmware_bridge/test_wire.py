@@ -27,6 +27,7 @@ from firmware_bridge.device import Device, DeviceStats
 from firmware_bridge.endpoint import PtyEndpoint
 from firmware_bridge.errors import NoDevice, OptionError, PortError
 from firmware_bridge.messages import Info
+from firmware_bridge.protocol import Frame
 from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 from firmware_bridge.wire import WireWatch, replay, strip
@@ -206,6 +207,22 @@ def test_names_from_the_wire_are_shown_as_they_are() -> None:
     console.print(wire_view.picture(device, watch, watch.report(0.0), "[/news]", 80))  # type: ignore[arg-type]
     for text in (*leads, "[/patch] ([b]) at tcp://[::1]:7000", "[/news]"):
         assert text in screen.getvalue()
+
+
+def test_names_from_the_wire_command_no_terminal(tmp_path: Path) -> None:
+    sent = replace(INFO, leads=("I\x1b[31m", "II\n"), device_id="p\x1b]0;x\x07", firmware="1\nm2jl: forged")
+    (tmp_path / "kept.bin").write_bytes(Frame(0, 0, sent).encode())
+    shown = CliRunner().invoke(app, ["wire", str(tmp_path / "kept.bin")]).stdout
+    assert shown.splitlines()[0] == "p_]0;x_ (1_m2jl: forged): I_[31m, II_ at 500 Hz"
+
+
+def test_a_rate_that_no_memory_holds_is_no_introduction(tmp_path: Path, raw_frame: Callable[..., bytes]) -> None:
+    payload = INFO.encode()
+    (tmp_path / "kept.bin").write_bytes(
+        raw_frame(0x01, payload[:2] + (4_000_000_000).to_bytes(4, "little") + payload[6:])
+    )
+    with pytest.raises(NoDevice, match="no INFO in"):
+        replay(tmp_path / "kept.bin")
 
 
 def test_bytes_that_cannot_be_replayed_are_named(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ typedef struct {
     uint8_t bytes_per_sample;       /**< on the wire: 2 or 3 */
     uint8_t adc_bits;               /**< resolution of the converter */
     uint8_t frame_ms;               /**< how much time a frame holds, as far as it fits; 20 is usual */
-    uint32_t rate_millihz;          /**< samples per second and lead at boot, in mHz */
+    uint32_t rate_millihz;          /**< samples per second and lead at boot, in mHz; 1 to M2JL_MAX_RATE_MILLIHZ */
     uint32_t gain_nv_per_count;     /**< nV per count, at the electrode */
     uint16_t boot_id;               /**< as random as the board can make it: two boots in a row must differ */
     void *context;                  /**< handed to the functions below */

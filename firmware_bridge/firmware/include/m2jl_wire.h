@@ -52,6 +52,7 @@ extern "C" {
 #define M2JL_MAX_NAME_BYTES 32U
 #define M2JL_MAX_TEXT_BYTES 512U
 #define M2JL_MAX_ARGUMENT_BYTES 64U
+#define M2JL_MAX_RATE_MILLIHZ UINT32_C(32000000)
 
 /** The type byte of the header. From the device below 0x80, to the device from there on. */
 enum {
@@ -98,7 +99,7 @@ typedef struct {
 /** What the device is and what its samples mean. */
 typedef struct {
     uint16_t boot_id;           /**< drawn at random at every boot */
-    uint32_t rate_millihz;      /**< samples per second and lead, in mHz; not 0 */
+    uint32_t rate_millihz;      /**< samples per second and lead, in mHz; 1 to M2JL_MAX_RATE_MILLIHZ */
     uint32_t gain_nv_per_count; /**< nV per count, at the electrode; not 0 */
     uint16_t supply_mv;         /**< supply or battery in mV; 0 if not measured */
     uint8_t adc_bits;

@@ -326,7 +326,8 @@ static bool set_rate(m2jl_device_t *device, m2jl_bytes_t argument) {
     if (rate_millihz == device->rate_millihz) {
         return true;
     }
-    if ((rate_millihz == 0U) || (config->set_rate == NULL) || !config->set_rate(config->context, rate_millihz)) {
+    if ((rate_millihz == 0U) || (rate_millihz > M2JL_MAX_RATE_MILLIHZ) || (config->set_rate == NULL) ||
+        !config->set_rate(config->context, rate_millihz)) {
         return false;
     }
     device->new_rate_millihz = rate_millihz;

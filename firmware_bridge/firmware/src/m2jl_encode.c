@@ -128,9 +128,9 @@ static bool different_names(const m2jl_info_t *info) {
 }
 
 bool m2jl_info_allowed(const m2jl_info_t *info) {
-    return (info->rate_millihz != 0U) && (info->gain_nv_per_count != 0U) && (info->leads >= 1U) &&
-           (info->leads <= M2JL_MAX_LEADS) && ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U)) &&
-           different_names(info);
+    return (info->rate_millihz != 0U) && (info->rate_millihz <= M2JL_MAX_RATE_MILLIHZ) &&
+           (info->gain_nv_per_count != 0U) && (info->leads >= 1U) && (info->leads <= M2JL_MAX_LEADS) &&
+           ((info->bytes_per_sample == 2U) || (info->bytes_per_sample == 3U)) && different_names(info);
 }
 
 size_t m2jl_encode_info(uint8_t *out, size_t capacity, uint16_t sequence, uint64_t tick, const m2jl_info_t *info) {

@@ -274,6 +274,9 @@ static void a_changed_rate_begins_anew(void) {
     CHECK((seen[0].ack.result == M2JL_RESULT_REFUSED) && (seen[1].ack.result == M2JL_RESULT_REFUSED));
     CHECK((seen[2].ack.result == M2JL_RESULT_REFUSED) && (seen[3].ack.result == M2JL_RESULT_OK));
     seen_count = 0U;
+    command(M2JL_COMMAND_SET_RATE, M2JL_MAX_RATE_MILLIHZ + 1U, 4U);
+    CHECK((seen[0].ack.result == M2JL_RESULT_REFUSED) && (chosen_rate == 300000U)); /* the board was not asked */
+    seen_count = 0U;
     command(M2JL_COMMAND_SET_RATE, 250000U, 4U);
     CHECK(TYPES_ARE(M2JL_TYPE_ACK, M2JL_TYPE_INFO, M2JL_TYPE_STATUS));
     CHECK((seen[0].ack.result == M2JL_RESULT_OK) && (chosen_rate == 250000U) && (seen[0].tick == 10U));
@@ -370,6 +373,10 @@ static void a_configuration_that_cannot_be_is_refused(void) {
     CHECK(!m2jl_device_init(&device, &config));
     config.bytes_per_sample = 3U;
     config.rate_millihz = 0U;
+    CHECK(!m2jl_device_init(&device, &config));
+    config.rate_millihz = M2JL_MAX_RATE_MILLIHZ;
+    CHECK(m2jl_device_init(&device, &config));
+    config.rate_millihz++;
     CHECK(!m2jl_device_init(&device, &config));
 }
 
