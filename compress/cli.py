@@ -253,7 +253,9 @@ def export(
     from runtime.golden import read_golden
     from train.checkpoint import load_network
     from train.dataset import load
+    from train.files import refuse_one_file_for_two
 
+    refuse_one_file_for_two({"the checkpoint": checkpoint, "--out": out})
     net, info = load_network(checkpoint)
     task = None if preset is None and data is None else _task(preset, checkpoint, net.spec, info)
     recordings = None if task is None or data is None else load(data, net.spec, task.train_folds, cache=cache)
@@ -297,10 +299,12 @@ def quantize(
     from runtime.golden import read_golden
     from runtime.model import Model, read_model
     from train.dataset import load
+    from train.files import refuse_one_file_for_two
 
     for value, known, option in ((method, METHODS, "--method"), (target, TARGETS, "--target")):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
+    refuse_one_file_for_two({"the model": model, "--out": out})
     _, spec = read_model(model)
     task = _task(preset, model, spec)
     calibration = load(data, spec, task.train_folds, cache=cache)
@@ -332,6 +336,8 @@ def verify(
 ) -> None:
     """Compare two .onnx models on the validation fold; exit code 1 if the recipe's gate refuses the second.
 
+    Each decides at the thresholds in its file.
+
     Example: m2jl verify student.onnx student-int8.onnx --data ptb-xl
     """
     import json
@@ -339,6 +345,7 @@ def verify(
     import onnx
 
     from compress.errors import CompressError, GateFailed
+    from compress.inputs import check_judges
     from compress.layers import first_windows, worst_layer
     from compress.recipe import Gate, load_recipe
     from compress.task import fitting_recipe
@@ -361,11 +368,12 @@ def verify(
     with progress_bar() as bar:
         shown = bar.add_task("recordings", total=None)
         validation = load(data, spec, [task.validation_fold], cache=cache)
+        check_judges(spec, validation)
         logits = []
         for path, model in zip((reference, candidate), models, strict=True):
             bar.reset(shown, description=path.name)
             logits.append(onnx_logits(model, validation, stepper(bar, shown)))
-    comparison = compare(logits[0], logits[1], validation, spec)
+    comparison = compare(logits[0], logits[1], validation, spec, [model.spec.thresholds for model in models])
     if as_json:
         typer.echo(json.dumps(comparison.as_dict()))
     else:

@@ -32,7 +32,7 @@ from train.model import M2JLNet
 from train.quiet import quiet
 
 OPSET = 20
-GRAPH_FORMAT = 2  # counted up when the same checkpoint comes to give another graph
+GRAPH_FORMAT = 3  # counted up when the same checkpoint comes to give another graph, or a graph is computed otherwise
 NOISE_WINDOWS, NOISE_MV = 16, 0.5
 
 

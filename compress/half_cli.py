@@ -29,7 +29,9 @@ def half(
     Example: m2jl half student-fp32.onnx --out student-fp16.onnx
     """
     from compress.half import half as run
+    from train.files import refuse_one_file_for_two
 
+    refuse_one_file_for_two({"the model": model, "--out": out})
     result = run(model, out)
     kept = f"; {', '.join(result.floats)} stay in float32" if result.floats else ""
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB, largest change of a logit {result.max_error:.2g}{kept}")

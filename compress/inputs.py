@@ -80,9 +80,19 @@ def read_recordings(net: M2JLNet, recipe: Recipe, preset: Preset, data: Path, ca
     return Recordings(*own, *heard)
 
 
+def check_judges(spec: ModelSpec, validation: EcgData) -> None:
+    """Refuse recordings that do not tell a good model from a bad one.
+
+    Raises:
+        CompressError: all or none of them have some label.
+    """
+    for k, label in enumerate(spec.labels):
+        if not 0 < validation.targets[:, k].sum() < len(validation):
+            raise CompressError(f"all or none of the {len(validation)} recordings to judge by have {label}")
+
+
 def _check_labels(spec: ModelSpec, train: EcgData, validation: EcgData) -> None:
+    check_judges(spec, validation)
     for k, label in enumerate(spec.labels):
         if not train.targets[:, k].any():
             raise CompressError(f"none of the {len(train)} recordings to learn from has {label}")
-        if not 0 < validation.targets[:, k].sum() < len(validation):
-            raise CompressError(f"all or none of the {len(validation)} recordings to judge by have {label}")

@@ -47,6 +47,7 @@ TUNING = FitConfig(epochs=2, peak_rate=1e-4)
 # and what it folds into the operator before.
 OPERATORS = {operator.add, operator.mul, operator.matmul, torch.sigmoid, torch.cat, functional.adaptive_avg_pool2d}
 FOLDED = (nn.BatchNorm2d, nn.ReLU)
+HEAD_OPERATORS = {operator.add, torch.sigmoid}
 
 
 def rounded_weight(weight: Tensor, axis: int = 0) -> Tensor:
@@ -105,12 +106,26 @@ def _traced(net: M2JLNet) -> fx.Graph:
     for node in graph.nodes:
         # Of a projector's rectifier the operator before is none that is quantized.
         computes[node] = is_operator(node) or (is_folded(node) and computes[node.args[0]])
+    head = _head_of(graph, modules)
     for node in graph.nodes:
         users = list(node.users)
-        is_input = node.op != "get_attr" and any(is_operator(user) for user in users)
-        stays = len(users) == 1 and (is_folded(users[0]) or users[0].target is Output)  # logits are float
+        is_input = node.op != "get_attr" and any(is_operator(user) and user not in head for user in users)
+        stays = node in head or (len(users) == 1 and is_folded(users[0]))
         node.meta["rounded"] = (computes[node] or is_input) and not stays
     return graph
+
+
+def _head_of(graph: fx.Graph, modules: dict[Any, nn.Module]) -> set[fx.Node]:
+    """What lies between the features and the logits, which stays in float (`compress.quantize`)."""
+    (output,) = (node for node in graph.nodes if node.target is Output)
+    head: set[fx.Node] = set()
+    waiting = [output.args[0]]
+    while waiting:
+        node = waiting.pop()
+        if node.target in HEAD_OPERATORS or isinstance(modules.get(node.target), nn.Linear):
+            head.add(node)
+            waiting += node.all_input_nodes
+    return head
 
 
 class _Watch(fx.Interpreter):

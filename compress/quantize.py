@@ -59,6 +59,7 @@ TARGETS: dict[str, tuple[QuantType, dict[str, bool]]] = {
 }
 BATCH = 32
 PER_LABEL = 8
+HEAD_OPERATORS = {"Gemm", "MatMul", "Sigmoid", "Add"}
 SPACE = 8  # times the model's size: for copies of it, on the disk of temporary files
 PROBES = 64  # windows by which a layer's sensitivity is judged
 
@@ -80,7 +81,7 @@ def choose_records(data: EcgData, labels: Sequence[str], count: int, seed: int) 
     for k, label in enumerate(labels):
         rows = np.flatnonzero(data.targets[:, k])
         if not len(rows):
-            raise RecipeError(f"none of the {len(data)} calibration recordings has {label}")
+            raise RecipeError(f"none of the {len(data)} recordings has {label}")
         of_label.append(generator.permutation(rows)[:PER_LABEL].tolist())
     # One of each label, then a second of each, ...: a small count must not leave the last labels out.
     chosen = [row for turn in zip_longest(*of_label) for row in turn if row is not None]
@@ -154,6 +155,19 @@ class LayerCost:
     error: float
 
 
+def _head_of(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes between the features and the logits: one, or all that silences the logits besides."""
+    maker = {output: node for node in graph.node for output in node.output}
+    head: set[str] = set()
+    waiting = ["logits"]
+    while waiting:
+        node = maker.get(waiting.pop())
+        if node is not None and node.op_type in HEAD_OPERATORS:
+            head.add(node.name)
+            waiting += node.input
+    return head
+
+
 class Calibrator:
     """Calibrates one exported model and writes int8 files of it; a context, for it keeps its work in a folder.
 
@@ -193,8 +207,9 @@ class Calibrator:
         with quiet(None):  # onnxruntime logs to the root logger, and prints its progress
             quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(self._prepared)).graph
-        # The head is a thousandth of the work; 8 bits for its logits would put all probabilities on a grid.
-        self._head = [node.name for node in graph.node if "logits" in node.output]
+        # The head is a thousandth of the work; 8 bits for its logits, or for the parts of which they are the sum, would
+        # put all probabilities on a grid.
+        self._head = _head_of(graph)
         known = QLinearOpsRegistry.keys() | QDQRegistry.keys()
         nodes = [node for node in graph.node if node.op_type in known and node.name not in self._head]
         self._op = {node.name: node.op_type for node in nodes}

@@ -9,6 +9,7 @@ Judged on the validation fold: the test fold takes no part in any decision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ def finite(value: float, digits: int = 6) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A candidate beside its reference, both at thresholds tuned on the same recordings.
+    """A candidate beside its reference, both at their own thresholds.
 
     Attributes:
         max_error, mean_error: of logits, absolute.
@@ -68,15 +69,24 @@ class Comparison:
 
 
 def compare(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], data: EcgData, spec: ModelSpec
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    data: EcgData,
+    spec: ModelSpec,
+    thresholds: Sequence[Sequence[float] | None] = (None, None),
 ) -> Comparison:
-    """Compare two models' logits (records, labels) on the same recordings."""
+    """Compare two models' logits (records, labels) on the same recordings.
+
+    Args:
+        thresholds: at which each of the two decides; None for those that are best on these recordings, where a model's
+            are yet to be tuned.
+    """
     truth = data.targets.astype(bool)
     auc_of, f1_of, decisions = [], [], []
-    for logits in (reference, candidate):
+    for logits, own in zip((reference, candidate), thresholds, strict=True):
         probability = sigmoid(logits)
         auc_of.append(np.array([auc(truth[:, k], probability[:, k]) for k in range(truth.shape[1])]))
-        decided = probability >= best_thresholds(truth, probability)
+        decided = probability >= (best_thresholds(truth, probability) if own is None else np.asarray(own))
         f1_of.append(Confusion.of(truth, decided).f1())
         decisions.append(decided)
     error = np.abs(reference - candidate)

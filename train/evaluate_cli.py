@@ -66,13 +66,14 @@ def evaluate(
     from runtime.model import find_model
     from train.cli import progress_bar, stepper
     from train.evaluate import MAX_STREAM_ERROR, report, score
+    from train.files import refuse_one_file_for_two
     from train.report import write_html, write_whole
 
     for file in (predictions, html):
         if file is not None:
             _try_place(file)
     path = find_model(model)
-    _refuse_one_file_for_two({"the model": path, "--predictions": predictions, "--html": html})
+    refuse_one_file_for_two({"the model": path, "--predictions": predictions, "--html": html})
     with progress_bar() as bar:
         task = bar.add_task("recordings", total=None)
         scored = score(path, data, fold, stream=stream, labelled=labelled, cache=cache, progress=stepper(bar, task))
@@ -110,18 +111,6 @@ def _try_place(file: Path) -> None:
         NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", suffix=".partial").close()
     except OSError as error:
         raise DataError(f"cannot write {file}: {error.strerror}") from error
-
-
-def _refuse_one_file_for_two(places: dict[str, Path | None]) -> None:
-    """Raise DataError where one of these files would be written over another."""
-    from itertools import combinations
-
-    from train.errors import DataError
-
-    files = {what: file for what, file in places.items() if file is not None}
-    for (one, file), (other, over) in combinations(files.items(), 2):
-        if file.resolve() == over.resolve() or (file.exists() and over.exists() and file.samefile(over)):
-            raise DataError(f"{over}: {other} would be written over {one}")
 
 
 def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DataError
 
 LOCK = ".lock"
 
@@ -83,3 +84,11 @@ def _to_disk(path: Path) -> None:
             os.fsync(number)
     finally:
         os.close(number)
+
+
+def refuse_one_file_for_two(places: Mapping[str, Path | None]) -> None:
+    """What is read and written under which name; raises DataError where one file would be written over another."""
+    files = {what: file for what, file in places.items() if file is not None}
+    for (one, file), (other, over) in combinations(files.items(), 2):
+        if file.resolve() == over.resolve() or (file.exists() and over.exists() and file.samefile(over)):
+            raise DataError(f"{over}: {other} would be written over {one}")

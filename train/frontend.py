@@ -25,7 +25,7 @@ class FrontEnd(nn.Module):
         """(batch, leads, window_samples) mV, low-passed -> `ecg`, `spectrogram` as `ModelSpec` says."""
         spec = self.spec
         frames = signal_mv.unfold(-1, spec.frame_samples, spec.frame_hop_samples)[..., : spec.frames, :]
-        projected = frames @ self.frame_basis
+        projected = frames.contiguous() @ self.frame_basis  # of a strided view it is a small product per lead
         power = projected[..., : spec.bins].square() + projected[..., spec.bins :].square()
         spectrogram = torch.log1p(power / spec.spectrogram.floor_mv2).transpose(-1, -2)
         ecg = (signal_mv - (signal_mv @ self.baseline) @ self.baseline.T) / spec.scale_mv

@@ -124,6 +124,8 @@ def test_places_and_ranges_are_those_of_the_quantized_file(
     quantize(fp32, path, everything, method="minmax", records=20, seed=3)
     graph = onnx.load(str(path)).graph
     stored = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    in_float = [name for name, value in stored.items() if value.dtype == np.float32 and value.ndim > 1]
+    assert len(in_float) == (3 if is_silenced else 1), "the head, its silencers and how they silence, and no more"
     pairs = [tuple(node.input[1:3]) for node in graph.node if node.op_type == "QuantizeLinear"]
     theirs = sorted((float(stored[scale]), int(stored[zero])) for scale, zero in pairs)
     net, _ = load_network(teacher)

@@ -75,7 +75,7 @@ def test_more_records_than_there_are_means_all() -> None:
 def test_a_label_without_recordings_is_refused() -> None:
     targets = np.ones((20, 3))
     targets[:, 1] = 0
-    with pytest.raises(RecipeError, match=r"^none of the 20 calibration recordings has MI$"):
+    with pytest.raises(RecipeError, match=r"^none of the 20 recordings has MI$"):
         choose_records(data_of(targets), LABELS[:3], 16, 1)
 
 
@@ -271,6 +271,23 @@ def test_a_spec_can_be_replaced_and_the_weights_stay(int8: Path, everything: Ecg
     assert read_model(path)[1] == spec
     ours, theirs = (onnx_logits(Model.load(p), everything) for p in (path, int8))
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("command", ["export", "quantize", "half"])
+def test_no_model_is_written_over_what_it_is_made_of(
+    m2jl: M2jl, teacher: Path, fp32: Path, mini: Path, cache: Path, tmp_path: Path, command: str
+) -> None:
+    made_of = {"export": teacher, "quantize": fp32, "half": fp32}[command]
+    own, link = tmp_path / made_of.name, tmp_path / "link"
+    own.write_bytes(made_of.read_bytes())
+    link.symlink_to(own)
+    options = ("--data", mini, "--cache", cache) if command == "quantize" else ()
+    for out in (own, link):
+        code, _, err = m2jl(command, own, "--out", out, *options)
+        assert code == 2
+        (line,) = err.strip().splitlines()
+        assert f"{out}: --out would be written over the " in line
+    assert own.read_bytes() == made_of.read_bytes()
 
 
 def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from compress.errors import GateFailed
+from compress.errors import CompressError, GateFailed
 from compress.export import save_with_spec
+from compress.inputs import check_judges
 from compress.recipe import Gate
 from compress.verify import Comparison, check, compare
 from runtime.model import Model, read_model
@@ -196,6 +197,32 @@ def test_the_command_lets_a_good_model_pass(
     assert code == 0
     assert "largest difference of a logit" in out
     assert out.splitlines()[-1] == "passed: gate of recipe ptbxl-super, PTB-XL fold 9, 6 recordings"
+
+
+def test_the_command_judges_by_the_thresholds_in_the_files(
+    m2jl: M2jl, fp32: Path, int8: Path, mini: Path, cache: Path, tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent.onnx"
+    save_with_spec(onnx.load(str(int8)), read_model(int8)[1].model_copy(update={"thresholds": (0.9999,) * 5}), silent)
+    gate = tmp_path / "gate.toml"
+    gate.write_text(
+        'name = "x"\n[student]\nnet = "tiny"\n[gate]\nmax_auc_drop = 0.2\nmax_f1_drop = 0.5\nmax_label_auc_drop = 0.5\n'
+        "max_int8_error = 1.0\n"
+    )
+    code, out, err = m2jl("verify", fp32, silent, "--data", mini, "--cache", cache, "--recipe", gate, "--json")
+    assert code == 1
+    assert "verify: macro-F1 fell by " in err
+    assert json.loads(out)["macro_f1"] == 0
+    assert json.loads(out)["decisions_changed"] > 0
+    assert json.loads(out)["macro_auc"] > 0.9
+
+
+def test_recordings_that_tell_no_model_from_another_are_refused(everything: EcgData, spec: ModelSpec) -> None:
+    check_judges(spec, everything)
+    for rows in (everything.targets[:, 1] == 0, everything.targets[:, 1] == 1):
+        few = everything.taken(np.flatnonzero(rows))
+        with pytest.raises(CompressError, match=f"^all or none of the {len(few)} recordings to judge by have "):
+            check_judges(spec, few)
 
 
 def test_the_command_stops_a_broken_one_with_exit_code_1(
