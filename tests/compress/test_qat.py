@@ -139,8 +139,7 @@ def test_places_and_ranges_are_those_of_the_quantized_file(
         predict(tuned, everything),
         onnx_logits(Model.load(path), everything),
     )
-    # What is left are single steps of the last layers, where the two round to either side.
-    assert np.abs(imitated - int8).mean() < 0.7 * np.abs(exact - int8).mean()
+    assert np.abs(imitated - int8).mean() < 0.5 * np.abs(exact - int8).mean()
 
 
 def test_a_percentile_cuts_what_is_rare(teacher: Path, everything: EcgData) -> None:

@@ -200,16 +200,11 @@ def test_the_command_lets_a_good_model_pass(
 
 
 def test_the_command_judges_by_the_thresholds_in_the_files(
-    m2jl: M2jl, fp32: Path, int8: Path, mini: Path, cache: Path, tmp_path: Path
+    m2jl: M2jl, fp32: Path, int8: Path, mini: Path, cache: Path, tmp_path: Path, wide_gate: Path
 ) -> None:
     silent = tmp_path / "silent.onnx"
     save_with_spec(onnx.load(str(int8)), read_model(int8)[1].model_copy(update={"thresholds": (0.9999,) * 5}), silent)
-    gate = tmp_path / "gate.toml"
-    gate.write_text(
-        'name = "x"\n[student]\nnet = "tiny"\n[gate]\nmax_auc_drop = 0.2\nmax_f1_drop = 0.5\nmax_label_auc_drop = 0.5\n'
-        "max_int8_error = 1.0\n"
-    )
-    code, out, err = m2jl("verify", fp32, silent, "--data", mini, "--cache", cache, "--recipe", gate, "--json")
+    code, out, err = m2jl("verify", fp32, silent, "--data", mini, "--cache", cache, "--recipe", wide_gate, "--json")
     assert code == 1
     assert "verify: macro-F1 fell by " in err
     assert json.loads(out)["macro_f1"] == 0
