@@ -114,7 +114,7 @@ def compress(
             cache=cache,
             test_folds=score_fold or (),
             fabric=fabric,
-            hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
+            hooks=Hooks(stepper(bar, task), epoch_teller(bar)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     for stage, row in report.stages.items():
@@ -226,7 +226,7 @@ def distill(
             heard=heard,
             noise=None if noise is None else load_noise(noise, net.spec),
             fabric=fabric,
-            hooks=Hooks(stepper(bar, task), epoch_teller(bar, loaded.student.epochs)),
+            hooks=Hooks(stepper(bar, task), epoch_teller(bar)),
             say=lambda stage: bar.reset(task, description=stage, total=None),
         )
     typer.echo(str(result))

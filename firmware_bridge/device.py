@@ -385,6 +385,12 @@ class Device:
         stats = self.stats
         came = stats.bytes_received - before.bytes_received
         frames = stats.frames - before.frames
+        malformed = stats.malformed - before.malformed
+        if malformed and not self._introduced:
+            raise ProtocolError(
+                f"no INFO that can be read came from {self.url} within {self._timeout_s:g} s; {malformed} malformed "
+                f"frames; the last error: {self._decoder.stats.last_error}"
+            )
         if frames:
             missing = "STATUS" if self._introduced else "INFO"
             raise NoDevice(

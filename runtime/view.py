@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firmware_bridge import Block
+from firmware_bridge.messages import printable
 from firmware_bridge.wire import strip
 from runtime.events import Event
 from runtime.model import Model
@@ -76,7 +77,7 @@ def event_line(event: dict[str, Any]) -> str:
     t_s = f"{event['t_device_s']:6.1f} s"
     if event["label"] is None:
         what = event["detail"] or _said_of(event["quality"]["faults"], event["quality"].get("warnings", {}))
-        return f"  {t_s}  {event['event']:<8} {escape(_plain(what))}"
+        return f"  {t_s}  {event['event']:<8} {escape(printable(what))}"
     colour = COLOURS[event["severity"]]
     why = event["detail"] or event["severity"]  # an alert that ends otherwise than by its finding's going says why
     return (
@@ -89,11 +90,6 @@ def _said_of(faults: Mapping[str, str], warnings: Mapping[str, str]) -> str:
     said = [f"{lead}: {fault}" for lead, fault in faults.items()]
     said += [f"{lead}: {warning}, which the model does not get" for lead, warning in warnings.items()]
     return ", ".join(said) or "good again"
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere on one line, without what a terminal would take for a command."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def bar(value: float, threshold: float, width: int, colour: str) -> Text:

@@ -81,10 +81,10 @@ def stepper(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
     return step
 
 
-def epoch_teller(bar: Progress, epochs: int) -> Callable[[dict[str, float]], None]:
+def epoch_teller(bar: Progress) -> Callable[[dict[str, float], int], None]:
     """What prints a line per epoch above the bar."""
 
-    def tell(row: dict[str, float]) -> None:
+    def tell(row: dict[str, float], epochs: int) -> None:
         losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in row.items() if k.startswith("loss_"))
         bar.console.print(
             f"epoch {row['epoch']:>3}/{epochs}  {losses}  validation macro-AUC {row['macro_auc']:.4f}, "
@@ -275,7 +275,7 @@ def train(
             bar.console.print(
                 f"no recording to choose on has {', '.join(untuned)}: their thresholds stay at 0.5", soft_wrap=True
             )
-        hooks = Hooks(stepper(bar, task), epoch_teller(bar, chosen.fit.epochs))
+        hooks = Hooks(stepper(bar, task), epoch_teller(bar))
         try:
             opinions = None
             if cross_fit:

@@ -107,10 +107,15 @@ class FitResult:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Where progress goes; each is called from the training thread of the first process."""
+    """Where progress goes; each is called from the training thread of the first process.
+
+    Attributes:
+        on_step: with the steps done, and how many there are to be.
+        on_epoch: with the epoch's row of the history, and how many epochs there are to be.
+    """
 
     on_step: Callable[[int, int], None] = lambda _done, _total: None
-    on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
+    on_epoch: Callable[[dict[str, float], int], None] = lambda _row, _epochs: None
 
 
 def make_fabric(precision: Precision = "auto", device: Device = "auto") -> Fabric:
@@ -568,7 +573,7 @@ def _fit(
         losses = epochs.train(epoch, hooks)
         run.history.append(for_all(fabric, partial(_keep, run, validation, out, header, epoch, losses, began_s)))
         if fabric.is_global_zero:
-            hooks.on_epoch(run.history[-1])
+            hooks.on_epoch(run.history[-1], config.epochs)
     fabric.barrier()
     best = max(run.history, key=lambda row: (row["macro_auc"], row["epoch"]))  # of equals the last one was kept
     return FitResult(out / "best.safetensors", int(best["epoch"]), best["macro_auc"], best["macro_f1"], run.history)

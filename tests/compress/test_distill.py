@@ -232,7 +232,7 @@ def test_an_interrupted_distillation_goes_on_where_it_was(
     class StoppedError(Exception):
         pass
 
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise StoppedError
 
     how = weighed(recipe, BOTH)
@@ -329,7 +329,7 @@ def test_a_teacher_is_asked_about_the_mixtures_that_its_student_hears(
     total = [sum(value for key, value in row.items() if key.startswith("loss_")) for row in result.history]
     assert total[-1] < total[0]
 
-    def stop(row: dict[str, float]) -> None:
+    def stop(row: dict[str, float], _epochs: int) -> None:
         if row["epoch"] == 1:
             raise KeyboardInterrupt
 

@@ -232,7 +232,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_not_from_other_weights(
             hooks=hooks,
         )
 
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):

@@ -348,6 +348,7 @@ def test_nobody_there(pty: tuple[int, str]) -> None:
         ("noise", NoDevice, "is the baud rate right"),
         ("version 2", ProtocolError, r"protocol 2\.0; this side speaks 1\.x"),
         ("samples alone", NoDevice, r"^\d+ frames came from test:// within 0\.1 s and no INFO among them"),
+        ("a bad INFO", ProtocolError, r"^no INFO that can be read .* malformed frames; the last error: .*zero"),
     ],
 )
 def test_someone_else_there(
@@ -357,6 +358,7 @@ def test_someone_else_there(
         "noise": b"\x13\x37" * 20,
         "version 2": raw_frame(1, bytes(10), version=0x20),
         "samples alone": Frame(0, 0, Samples(1, 0, 0, 1, 2, bytes(10))).encode(),
+        "a bad INFO": raw_frame(Info.TYPE, virtual.info.encode()[:2] + bytes(4) + virtual.info.encode()[6:]),
     }[speaks]
 
     class Stranger(WiredDevice):

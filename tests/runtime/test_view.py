@@ -145,7 +145,7 @@ def test_a_device_may_be_called_anything(fake_model: Callable[..., Model], other
 
     text = drawn(model, [streaming(model, name=each) for each in (name, *others)], fill=fill)
     assert name in text
-    assert "[/x] says ?[2J" in text
+    assert "[/x] says _[2J" in text
 
 
 def test_before_the_first_window_nothing_is_made_up(fake_model: Callable[..., Model]) -> None:

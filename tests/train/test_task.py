@@ -223,10 +223,10 @@ def test_an_interrupted_cross_fit_goes_on_where_it_was(task: Task, tmp_path: Pat
     class StoppedError(Exception):
         pass
 
-    def stop_at(network: int) -> Callable[[dict[str, float]], None]:
+    def stop_at(network: int) -> Callable[[dict[str, float], int], None]:
         epochs = 0
 
-        def stop(_row: dict[str, float]) -> None:
+        def stop(_row: dict[str, float], _epochs: int) -> None:
             nonlocal epochs
             epochs += 1
             if epochs == network:
@@ -238,7 +238,7 @@ def test_an_interrupted_cross_fit_goes_on_where_it_was(task: Task, tmp_path: Pat
     with pytest.raises(StoppedError):
         cross_fit(task, tmp_path / "again", repeats=1, hooks=Hooks(on_epoch=stop_at(2)))
     rows: list[dict[str, float]] = []
-    again = cross_fit(task, tmp_path / "again", repeats=1, hooks=Hooks(on_epoch=rows.append))
+    again = cross_fit(task, tmp_path / "again", repeats=1, hooks=Hooks(on_epoch=lambda row, _epochs: rows.append(row)))
     assert len(rows) == 1  # the third network's only epoch
     np.testing.assert_array_equal(again, whole)
 
@@ -270,7 +270,7 @@ def test_networks_that_may_not_be_asked_for_second_opinions(task: Task, tmp_path
     with pytest.raises(CheckpointError, match=r"stray/1/last\.safetensors is no checkpoint of a run: .* 'history'"):
         held_opinions(task, tmp_path / "stray")
 
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise KeyboardInterrupt
 
     longer = replace(task, preset=replace(task.preset, fit=chosen(epochs=2, patience=patience).fit))

@@ -115,10 +115,11 @@ def test_on_a_gpu_narrow_networks_are_laid_out_as_all(spec: ModelSpec) -> None:
 
 def test_steps_and_epochs_are_reported(run: Run, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    rows: list[dict[str, float]] = []
-    run(tmp_path, replace(CONFIG, epochs=2), hooks=Hooks(lambda done, total: steps.append((done, total)), rows.append))
+    told: list[tuple[float, int]] = []
+    hooks = Hooks(lambda *step: steps.append(step), lambda row, epochs: told.append((row["epoch"], epochs)))
+    run(tmp_path, replace(CONFIG, epochs=2), hooks=hooks)
     assert steps == [(k, 6) for k in range(1, 7)]  # 14 recordings: three batches of four an epoch
-    assert [row["epoch"] for row in rows] == [1, 2]
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_files_of_a_run(whole: FitResult) -> None:
@@ -174,7 +175,7 @@ def test_the_best_epoch_is_the_one_that_was_kept_also_among_equals(
 
 
 def stop_after_epoch_2(_patch: pytest.MonkeyPatch) -> Hooks:
-    def stop(row: dict[str, float]) -> None:
+    def stop(row: dict[str, float], _epochs: int) -> None:
         if row["epoch"] == 2:
             raise StoppedError
 
@@ -307,7 +308,7 @@ def test_patience_counts_the_epochs_before_a_kill(run: Run, tmp_path: Path, monk
     config = replace(CONFIG, epochs=6, batch=14, patience=2)
     scores_of(monkeypatch, 0.5, 0.6, 0.5)
 
-    def stop(row: dict[str, float]) -> None:
+    def stop(row: dict[str, float], _epochs: int) -> None:
         if row["epoch"] == 3:
             raise StoppedError
 
@@ -440,7 +441,7 @@ def test_moments_come_back_in_their_parameters_own_layout(run: Run, tmp_path: Pa
         for parameter, state in optimizer.state.items():
             layouts.extend(slot.stride() == parameter.stride() for slot in state.values() if slot.ndim == 4)
 
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -455,7 +456,7 @@ def test_moments_come_back_in_their_parameters_own_layout(run: Run, tmp_path: Pa
 
 
 def test_a_run_does_not_go_on_in_another_precision(run: Run, tmp_path: Path) -> None:
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -504,7 +505,7 @@ def test_a_run_with_mixup_trains_and_goes_on_to_the_same_bits(run: Run, tmp_path
     mixed = run(tmp_path / "whole", config)
     assert figures(mixed.history)[0]["loss_classify"] != figures(whole.history)[0]["loss_classify"]
 
-    def stop(_row: dict[str, float]) -> None:
+    def stop(_row: dict[str, float], _epochs: int) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
