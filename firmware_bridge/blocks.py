@@ -42,6 +42,8 @@ class Block:
         missing_samples: per lead, that were lost right before this block.
         restarted: the device booted since the last block: `first_sample` starts anew, and how much time passed is
             unknown.
+        resumed: the device stopped since the last block and was started again without a boot.  Its clock stood still,
+            so that `first_sample` follows on, and how much time passed is unknown.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Block:
         "lead_off",
         "missing_samples",
         "restarted",
+        "resumed",
         "samples",
         "saturated",
     )
@@ -69,17 +72,24 @@ class Block:
         saturated: NDArray[np.bool_],
         missing_samples: int,
         restarted: bool,
+        resumed: bool = False,
     ) -> None:
         """A block of millivolts (leads, samples)."""
         self.first_sample, self.samples = first_sample, ecg_mv.shape[1]
         self.lead_off, self.saturated = lead_off, saturated
         self.flagged = bool(lead_off.any() or saturated.any())
-        self.missing_samples, self.restarted = missing_samples, restarted
+        self.missing_samples, self.restarted, self.resumed = missing_samples, restarted, resumed
         self._ecg_mv, self._counts, self._mv_per_count = ecg_mv, None, 0.0
 
     @classmethod
     def of_counts(
-        cls, first_sample: int, counts: Samples, mv_per_count: float, missing_samples: int, restarted: bool
+        cls,
+        first_sample: int,
+        counts: Samples,
+        mv_per_count: float,
+        missing_samples: int,
+        restarted: bool,
+        resumed: bool = False,
     ) -> Self:
         """A block of what a converter counted."""
         block = cls.__new__(cls)  # nearly every frame becomes one: no array is made or looked at for it
@@ -87,12 +97,17 @@ class Block:
         block.lead_off = _flags(counts.lead_off, counts.leads)
         block.saturated = _flags(counts.saturated, counts.leads)
         block.flagged = (counts.lead_off | counts.saturated) & ((1 << counts.leads) - 1) != 0
-        block.missing_samples, block.restarted = missing_samples, restarted
+        block.missing_samples, block.restarted, block.resumed = missing_samples, restarted, resumed
         block._ecg_mv, block._counts, block._mv_per_count = None, counts, mv_per_count
         return block
 
     def __repr__(self) -> str:
         return f"Block({self.samples} samples of {len(self.lead_off)} leads from {self.first_sample})"
+
+    @property
+    def anew(self) -> bool:
+        """It does not follow on the block before, and nobody knows how much time lies between."""
+        return self.restarted or self.resumed
 
     @property
     def ecg_mv(self) -> NDArray[np.float32]:
@@ -149,6 +164,8 @@ class BlockAssembler:
         self._gaps: deque[range] = deque(maxlen=_REMEMBERED)
         self._missing_samples = 0
         self._restarted = False
+        self._flowing = False  # there were samples since the boot or the last stop
+        self._resumed = False
         self._sequence = 0
         self._without_boot_id = 0
 
@@ -163,9 +180,11 @@ class BlockAssembler:
             self._without_boot_id += 1
         elif self.info is not None and message.boot_id == self.info.boot_id:
             self._number(frame)
-            if not message.streaming:
+            if not message.streaming and frame.tick >= self._expected_tick:  # else it is a repetition of an old one
                 # The tick of the end shows whether the last frames before it were lost.
                 self._expect(frame.tick)
+                self._resumed |= self._flowing
+                self._flowing = False
         return None
 
     def push_all(self, frames: Iterable[Frame]) -> list[Block]:
@@ -185,6 +204,7 @@ class BlockAssembler:
     def _begin(self, frame: Frame) -> None:
         self._expected_tick = frame.tick
         self._missing_samples = 0
+        self._flowing = self._resumed = False
         self._gaps.clear()
         self._sequence = frame.sequence
         self._without_boot_id = 0
@@ -235,11 +255,14 @@ class BlockAssembler:
         if tick > self._expected_tick:
             self._expect(tick)
         self._recent.append(frame)
-        block = Block.of_counts(tick, samples, info.gain_nv_per_count * 1e-6, self._missing_samples, self._restarted)
+        block = Block.of_counts(
+            tick, samples, info.gain_nv_per_count * 1e-6, self._missing_samples, self._restarted, self._resumed
+        )
         stats.samples_received += count
         self._expected_tick = tick + count
         self._missing_samples = 0
-        self._restarted = False
+        self._restarted = self._resumed = False
+        self._flowing = True
         return block
 
 

@@ -8,10 +8,11 @@
 
 `blocks` ends when the recording is over or `stop` was called, and raises `LinkLost` when the port goes or falls silent
 or the device stops by itself, or waits for it to come back: `device.blocks(start=True, reconnect_s=60)`. What was lost
-meanwhile is the first block's `missing_samples`, exact to the sample if the device kept its power. `stats` counts what
+meanwhile is the first block's `missing_samples`, exact to the sample if the device streamed on. `stats` counts what
 came and what did not, and says by how much the device's clock is fast. A device that streams without being asked needs
 no `start`, and does not mind one. One that restarts by itself while it was to stream is started again; the first block
-after that says `restarted`.
+after that says `restarted`. Behind a stop without a restart, whoever caused it, the first block says `resumed`: the
+device's clock stood still meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from firmware_bridge.decoder import Decoder, DecoderStats
 from firmware_bridge.errors import BridgeError, DropReason, LinkLost, NoDevice, PortError, ProtocolError
 from firmware_bridge.link import POLL_S, Link
 from firmware_bridge.messages import (
+    MAX_SAMPLES,
     Ack,
     Command,
     CommandKind,
@@ -51,7 +53,8 @@ _log = logging.getLogger("firmware_bridge")
 _RETRY_S = 0.5
 """A command without an answer is sent again after this time."""
 _SILENCE_S = 3.0
-"""A device says something every second: three times nothing is a fault."""
+"""A device says something every second: three times nothing is a fault. So is a stream without samples for so long and
+the time that the largest frame of them takes."""
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 2.0
 """Before an attempt to open a lost link again; doubled from the first to the longest."""
@@ -236,7 +239,8 @@ class Device:
         """Yield blocks as they arrive until the recording is over, or `stop`, `interrupt` or `close` was called.
 
         With `start` the device is started first. A link is lost when the port goes, when no frame came for three
-        seconds (a working device says something every second, so silence is a fault and never an end), or when the
+        seconds (a working device says something every second, so silence is a fault and never an end), when one that
+        streams, or was started, sends no samples for a little longer (its converter may be dead), or when the
         device says that it stopped for any other reason than the end of a recording or a STOP from here, or restarted
         and refuses to start. Then the address is opened again, for up to `reconnect_s` (infinity: for ever), the device
         greeted, and started if it was or was to be. `on_link` is told of both.
@@ -244,17 +248,18 @@ class Device:
         Raises `LinkLost` when the link did not come back in time, `ProtocolError` when what came back has other leads
         or another rate, and what `start` raises.
         """
-        heard_s = time.monotonic()
+        heard_s = sampled_s = time.monotonic()
         silence_s = min(_SILENCE_S, self._timeout_s)
         while not self._ended:
             if self._ready:
                 yield self._ready.popleft()
-                heard_s = time.monotonic()
+                heard_s = sampled_s = time.monotonic()
                 continue
             try:
                 if start:
                     self.start()
                     start = False
+                    sampled_s = time.monotonic()
                 elif self._stopped:
                     self._check_stop()
                     return
@@ -262,6 +267,10 @@ class Device:
                     heard_s = time.monotonic()
                 elif time.monotonic() - heard_s > silence_s:
                     raise LinkLost(f"lost {self.url}: the device has said nothing for {silence_s:g} s")
+                if not (self._started or self._streaming) or self._stopped or self._ready:
+                    sampled_s = time.monotonic()
+                elif time.monotonic() - sampled_s > silence_s + MAX_SAMPLES / self.info.rate_hz:
+                    raise LinkLost(self._sends_nothing())
             except (LinkLost, NoDevice) as error:  # NoDevice: it did not answer START
                 if self._closed:
                     return
@@ -269,7 +278,7 @@ class Device:
                     raise
                 self._come_back(error, reconnect_s, on_link or (lambda _change: None), start=start or self._started)
                 start = False
-                heard_s = time.monotonic()
+                heard_s = sampled_s = time.monotonic()
 
     def interrupt(self) -> None:
         """Make `start` and `blocks` end within a tenth of a second, and `blocks` at once from then on.
@@ -331,6 +340,8 @@ class Device:
                     said = str(error)
                     _log.warning("waiting for %s: %s", self.url, error)
             else:
+                if self._ended:  # perhaps before it streamed
+                    return
                 self._reconnects += 1
                 tell(LinkChange("back", f"back after {time.monotonic() - lost_s:.1f} s: {self.url}"))
                 return
@@ -348,8 +359,13 @@ class Device:
                 raise LinkLost(str(error)) from error
         # One that obeys and stops again at once, as with a broken converter, is not back.
         until_s = time.monotonic() + self._timeout_s
-        while not (self._streaming or self._stopped or self._ended) and time.monotonic() < until_s:
+        while not (self._streaming or self._stopped or self._ended):
+            if time.monotonic() > until_s:
+                raise LinkLost(self._sends_nothing())
             self._pump()
+
+    def _sends_nothing(self) -> str:
+        return f"lost {self.url}: {self.info.device_id} was started, and no samples come that could be read"
 
     def _check_stop(self) -> None:
         """A device that was to stream and stopped though nobody here asked it to is as good as gone: raise `LinkLost`.
@@ -468,7 +484,7 @@ class Device:
         blocks = self._assembler.push_all(frames)
         self._ready.extend(blocks)
         if blocks:
-            if any(block.restarted for block in blocks):
+            if any(block.anew for block in blocks):
                 self._clock.restart()
             last = blocks[-1]
             self._clock.add(last.first_sample + last.samples, arrival_s)

@@ -27,6 +27,8 @@ MAX_LEADS = 16
 MAX_NAME_BYTES = 32
 MAX_TEXT_BYTES = 512
 MAX_ARGUMENT_BYTES = 64
+MAX_SAMPLES = 255
+"""In one SAMPLES frame, per lead."""
 MAX_RATE_HZ = 32_000
 """Twice what the fastest converters for biopotentials offer. Memory is set aside for seconds of signal at the rate that
 a device states."""
@@ -229,8 +231,8 @@ class Samples:
         self.samples, rest = divmod(len(self.data), self.leads * self.bytes_per_sample)
         if rest or not self.samples:
             raise malformed(f"SAMPLES: {len(self.data)} bytes are no whole number of samples")
-        if self.samples > 255:
-            raise malformed(f"SAMPLES: {self.samples} samples in one frame, 1 to 255 are possible")
+        if self.samples > MAX_SAMPLES:
+            raise malformed(f"SAMPLES: {self.samples} samples in one frame, 1 to {MAX_SAMPLES} are possible")
 
     @classmethod
     def from_counts(

@@ -115,7 +115,8 @@ class LabelState:
         return None
 
     def restart_clock(self) -> None:
-        """The device's clock begins anew: what lies in its past life no longer binds; an open alert stays."""
+        """The device's clock begins anew, or stood still for nobody knows how long: what lies before that no longer
+        binds; an open alert stays."""
         self._votes.clear()
         self._quiet_windows = 0
         self._quiet_until_s = -math.inf

@@ -333,13 +333,15 @@ class Hub:
         def tell(change: LinkChange) -> None:
             feed.state = "lost" if change.state == "lost" else "streaming"
             self._say_of(feed, change.detail)
-            self._put(feed, [monitor.news(change.detail)])
+            self._put(feed, monitor.take_change(change))
 
         limit = None if self._duration_s is None else round(self._duration_s * source.rate_hz)
         origin = Origin(feed.name, source.leads, source.rate_hz, source.step_mv)
         keepers = [sink for sink in self._sinks if isinstance(sink, BlockSink)]
         try:
             for block in source.blocks(tell):
+                if not monitor.follows_on(block):  # what came before it belongs to the signal before it
+                    self._put(feed, monitor.take_rest())
                 for sink in keepers:
                     sink.write_block(origin, block)
                 self._put(feed, monitor.take(block))

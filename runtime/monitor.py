@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firmware_bridge import Block, join_mv
+from firmware_bridge import Block, LinkChange, join_mv
 from runtime.alerts import AlertPolicy, AlertRules, LabelState
 from runtime.chain import SignalChain, Window
 from runtime.events import Event, Kind
@@ -93,6 +93,7 @@ class News:
     """Something happened to the link at device time `t_s`.
 
     Attributes:
+        anew: nobody knows how much time passed before what comes next, whose clock may be another.
         unjudged: first sample and one past the last of a stretch as long as a window or longer that held no whole one,
             so that nobody knows what was in it; None where there was no such stretch.
         ended: nothing comes any more.
@@ -100,7 +101,7 @@ class News:
 
     t_s: float
     detail: str
-    restarted: bool = False
+    anew: bool = False
     unjudged: tuple[int, int] | None = None
     ended: bool = False
 
@@ -160,6 +161,7 @@ class Monitor:
         self._faults: dict[str, str] = {}
         self._warnings: dict[str, str] = {}
         self._expected: int | None = None
+        self._interrupted = False  # the segment has ended, whatever comes
         self._judged_to: int | None = None  # end of the last window, or where the stream began
         self._blocks: list[Block] = []
         self.stats = MonitorStats()
@@ -177,16 +179,16 @@ class Monitor:
     def push(self, block: Block) -> list[Event]:
         """Take the next block; give what it led to."""
         steps = self.take(block)
-        return self._carry_through(steps) if steps else []
+        return self.carry_through(steps) if steps else []
 
     def finish(self, why: str = "") -> list[Event]:
         """The stream is over, and `why` if that was a fault: give what its last windows led to, and the end."""
-        return self._carry_through([*self.take_rest(), self.end(why)])
+        return self.carry_through([*self.take_rest(), self.end(why)])
 
     def take(self, block: Block) -> list[Step]:
         """The first half of `push`: the windows that a block completes, and what happened before and between them."""
         steps: list[Step] = []
-        if block.first_sample != self._expected or block.restarted:
+        if not self.follows_on(block):
             steps = self._begin_segment(block)
         self._expected = block.first_sample + block.samples
         self.stats.samples += block.samples
@@ -200,8 +202,13 @@ class Monitor:
             steps += self._cut(self._push_blocks(), began_s)
         return steps
 
+    def follows_on(self, block: Block) -> bool:
+        """Whether a block goes on where the one before it ended; if not, windows begin anew at it."""
+        return block.first_sample == self._expected and not block.anew and not self._interrupted
+
     def take_rest(self) -> list[Step]:
-        """The windows that still wait for the filter, where the stream is over or begins anew."""
+        """The windows that still wait for the filter, where the stream is over or begins anew: none reaches further."""
+        self._interrupted = self._expected is not None
         began_s = time.perf_counter()
         return self._cut(self._push_blocks() + self._chain.flush(), began_s)
 
@@ -218,6 +225,11 @@ class Monitor:
         """What happened to the link after the last block."""
         return News((self._expected or 0) / self.rate_hz, detail)
 
+    def take_change(self, change: LinkChange) -> list[Step]:
+        """What became of the link.  Of one that is lost, what waits for the filter is not left to wait for its
+        return."""
+        return [*(self.take_rest() if change.state == "lost" else []), self.news(change.detail)]
+
     def end(self, why: str = "") -> News:
         """The last step: nobody watches any more."""
         return replace(self.news(f"{ENDS}: {why}" if why else ENDS), ended=True)
@@ -231,7 +243,7 @@ class Monitor:
         if isinstance(step, News):
             if step.ended:
                 return self._close(step)
-            if step.restarted:
+            if step.anew:
                 for state in self._states:
                     state.restart_clock()
             events = [self._event("link", step.t_s, detail=step.detail)]
@@ -247,7 +259,8 @@ class Monitor:
             self.stats.latency_ms.append((time.perf_counter() - step.began_s) * 1e3)
         return events
 
-    def _carry_through(self, steps: list[Step]) -> list[Event]:
+    def carry_through(self, steps: Sequence[Step]) -> list[Event]:
+        """What steps lead to, the model asked for each window."""
         events: list[Event] = []
         for step in steps:
             window = step.window if isinstance(step, Cut) else None
@@ -259,6 +272,7 @@ class Monitor:
     def _begin_segment(self, block: Block) -> list[Step]:
         """End the segment before, say why, and start one at this block."""
         steps = self.take_rest()
+        self._interrupted = False
         t_s = block.first_sample / self.rate_hz
         unjudged = self._unjudged()
         if self._expected is None:
@@ -267,7 +281,7 @@ class Monitor:
         self._flags.clear()
         if block.restarted:
             self.stats.missing_samples += block.missing_samples
-            steps.append(News(t_s, "the device restarted", restarted=True, unjudged=unjudged))
+            steps.append(News(t_s, "the device restarted", anew=True, unjudged=unjudged))
             self._judged_to = block.first_sample
         elif self._expected is not None:
             if block.first_sample < self._expected:
@@ -276,7 +290,12 @@ class Monitor:
                 )
             lost = block.first_sample - self._expected
             self.stats.missing_samples += lost
-            steps.append(News(t_s, f"{lost} samples lost", unjudged=unjudged))
+            if block.resumed:
+                detail = "the device stopped for an unknown time" + (f"; {lost} samples lost" if lost else "")
+                steps.append(News(t_s, detail, anew=True, unjudged=unjudged))
+                self._judged_to = block.first_sample
+            elif lost:
+                steps.append(News(t_s, f"{lost} samples lost", unjudged=unjudged))
         elif block.missing_samples:
             self.stats.missing_samples += block.missing_samples
         if self._judged_to is None:

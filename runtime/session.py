@@ -124,6 +124,8 @@ class Session:
         why = ""
         try:
             for block in self.source.blocks(self._tell_link):
+                if not self.monitor.follows_on(block):  # what came before it belongs to the signal before it
+                    self._deliver(self.monitor.carry_through(self.monitor.take_rest()))
                 for keeps in block_sinks:
                     keeps.write_block(origin, block)
                 self._deliver(self.monitor.push(block))
@@ -161,7 +163,7 @@ class Session:
         """What was lost meanwhile is told by the monitor, with the next block."""
         self.state = "lost" if change.state == "lost" else "streaming"
         self._say(change.detail)
-        self._deliver(self.monitor.settle(self.monitor.news(change.detail)))
+        self._deliver(self.monitor.carry_through(self.monitor.take_change(change)))
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -13,7 +13,17 @@ from firmware_bridge.recording import Recording
 from firmware_bridge.virtual_device import VirtualDevice
 
 RATE_HZ = 250.0
-TOLD = ("first_sample", "samples", "ecg_mv", "lead_off", "saturated", "flagged", "missing_samples", "restarted")
+TOLD = (
+    "first_sample",
+    "samples",
+    "ecg_mv",
+    "lead_off",
+    "saturated",
+    "flagged",
+    "missing_samples",
+    "restarted",
+    "resumed",
+)
 
 
 def stream(samples: int, boot_id: int = 1, seed: int = 0) -> list[Frame]:
@@ -48,7 +58,7 @@ def test_a_clean_stream_comes_out_as_it_went_in() -> None:
     np.testing.assert_array_equal(ecg_mv, (expected_uv / 1000).astype(np.float32))
     assert ecg_mv.dtype == np.float32
     assert [block.first_sample for block in blocks] == list(range(0, 503, 5))
-    assert not any(block.missing_samples or block.restarted for block in blocks)
+    assert not any(block.missing_samples or block.anew for block in blocks)
     assert not any(block.lead_off.any() or block.saturated.any() for block in blocks)
     assert assembler.stats.samples_missing == 0
 
@@ -89,6 +99,31 @@ def test_frames_that_overtake_each_other_cost_the_slower_ones(swaps: list[bool])
     assert stats.samples_received + stats.samples_missing == 5 * len(swaps) + 5
     assert stats.restarts == stats.duplicates == 0
     assert [block.first_sample for block in blocks] == sorted({block.first_sample for block in blocks})
+
+
+def test_a_stop_without_a_restart_is_told_though_the_clock_stood_still() -> None:
+    frames = [frame for frame in stream(503) if not isinstance(frame.message, Status)]
+    third = [n for n, frame in enumerate(frames) if isinstance(frame.message, Samples)][3]
+
+    def status(streaming: bool, tick: int) -> Frame:
+        return Frame(frames[third].sequence, tick, Status(1, streaming, StopReason.FAULT))
+
+    def resumed(*between: Frame) -> list[bool]:
+        return [block.resumed for block in push_all([*frames[:third], *between, *frames[third:]])[0]]
+
+    assert not any(resumed(status(True, 15)))
+    told = resumed(status(False, 15), status(False, 15), status(True, 15))
+    assert told == [n == 3 for n in range(101)]
+    assert not any(resumed(status(False, 10)))  # late: samples that came have been sent behind it
+    # Before the first sample nothing was going on that could have stopped.
+    blocks, _ = push_all([*frames[: third - 3], status(False, 0), *frames[third - 3 :]])
+    assert not any(block.anew for block in blocks)
+
+
+def test_a_restart_behind_a_stop_is_a_restart() -> None:
+    frames = stream(20)  # which end with a STATUS that says so
+    blocks, _ = push_all([*frames, *stream(20, boot_id=2)])
+    assert [(block.restarted, block.resumed) for block in blocks] == [(n == 4, False) for n in range(8)]
 
 
 def test_a_restart_behind_a_gap_is_no_late_frame() -> None:

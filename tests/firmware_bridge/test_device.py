@@ -224,6 +224,39 @@ def test_a_device_that_falls_silent_is_lost(virtual: VirtualDevice) -> None:
             list(device.blocks())
 
 
+def hold_back(wire: WiredDevice) -> None:
+    """From now on the device says once in a while that it streams, and sends no samples: its converter is dead."""
+
+    def nothing() -> list[Frame]:
+        time.sleep(0.05)
+        return wire.device.announce()
+
+    wire.device.sample = nothing
+
+
+def test_a_device_that_streams_no_samples_is_lost(virtual: VirtualDevice) -> None:
+    received = 0
+    with Device(WiredDevice(virtual, script={20: hold_back}), timeout_s=0.3) as device:
+        blocks = device.blocks(start=True)
+        with pytest.raises(LinkLost, match="emulator was started, and no samples come"):  # noqa: PT012
+            for block in blocks:
+                received += block.samples
+    assert received == virtual.tick > 0
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_device_that_streams_no_samples_is_not_back(virtual: VirtualDevice) -> None:
+    told = []
+    wire = WiredDevice(virtual, script={20: hold_back})
+    with (
+        Device(wire, timeout_s=0.3) as device,
+        pytest.raises(LinkLost, match=r"did not come back within 1 s: .*no samples come"),
+    ):
+        list(device.blocks(start=True, reconnect_s=1, on_link=told.append))
+    assert [change.state for change in told] == ["lost"]
+    assert wire.reopened > 1
+
+
 def test_a_slow_consumer_is_not_taken_for_a_silent_device(virtual: VirtualDevice) -> None:
     with Device(WiredDevice(virtual), timeout_s=0.3) as device:
         device.start()
@@ -637,6 +670,8 @@ def test_a_device_that_stopped_by_itself_is_greeted_and_started_again(
     assert [change.state for change in told] == ["lost", "back"]
     assert sum(block.ecg_mv.shape[1] for block in blocks) == 1000
     assert not any(block.missing_samples for block in blocks)
+    [back] = [n for n, block in enumerate(blocks) if block.resumed]
+    assert 0 < back < len(blocks)
     assert wire.commands == [CommandKind.HELLO, CommandKind.START] * 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge import Block
+from firmware_bridge import Block, LinkChange
 from runtime.alerts import AlertPolicy, AlertRules
 from runtime.errors import OptionError, SourceError
 from runtime.events import Event
@@ -25,7 +25,7 @@ NONE = np.zeros(2, np.bool_)
 
 def again(block: Block, **other: Any) -> Block:
     """The same block but for some of what it says."""
-    names = ("first_sample", "ecg_mv", "lead_off", "saturated", "missing_samples", "restarted")
+    names = ("first_sample", "ecg_mv", "lead_off", "saturated", "missing_samples", "restarted", "resumed")
     return Block(**{name: other.get(name, getattr(block, name)) for name in names})
 
 
@@ -253,6 +253,34 @@ def test_a_gap_is_reported_counted_and_in_no_window(fake_model: Callable[..., Mo
     assert monitor.stats.samples == 3300
     assert monitor.stats.missing_samples == 150
     assert windows == [(0, 1000), (250, 1250), (500, 1500), (2000, 3000), (2250, 3250)]
+
+
+@pytest.mark.parametrize("lost", [0, 50])
+def test_signal_from_before_and_behind_a_stop_is_in_no_window_together(
+    fake_model: Callable[..., Model], lost: int
+) -> None:
+    monitor = monitor_of(fake_model([ON]))
+    behind = blocks_of(beats(3.3), first=1650 + lost)
+    behind[0] = again(behind[0], resumed=True, missing_samples=lost)
+    steps = [step for block in [*blocks_of(beats(3.3)), *behind] for step in monitor.take(block)] + monitor.take_rest()
+    windows = [step.span for step in steps if isinstance(step, Cut)]
+    assert windows == [(0, 1000), (250, 1250), (500, 1500), (1750, 2750), (2000, 3000), (2250, 3250)]
+    _, link = [event for step in steps for event in monitor.settle(step, np.zeros(2)) if event.event == "link"]
+    assert link.detail == "the device stopped for an unknown time" + ("; 50 samples lost" if lost else "")
+    assert monitor.stats.missing_samples == lost
+
+
+def test_what_waits_for_the_filter_does_not_wait_for_a_lost_link(fake_model: Callable[..., Model]) -> None:
+    monitor = monitor_of(fake_model())
+    assert [step for block in blocks_of(beats(2)) for step in monitor.take(block) if isinstance(step, Cut)] == []
+    cut, lost = monitor.take_change(LinkChange("lost", "lost it"))
+    assert isinstance(cut, Cut)
+    assert cut.span == (0, 1000)
+    assert lost == monitor.news("lost it")
+    assert monitor.take_change(LinkChange("back", "back again")) == [monitor.news("back again")]
+    # Nothing was lost meanwhile, and windows begin anew all the same.
+    again = [step for block in blocks_of(beats(3), first=1000) for step in monitor.take(block)] + monitor.take_rest()
+    assert [step.span for step in again] == [(1000, 2000), (1250, 2250), (1500, 2500)]
 
 
 def test_what_was_lost_after_a_restart_counts_as_missing(fake_model: Callable[..., Model]) -> None:

@@ -90,6 +90,26 @@ def test_a_session_ends_with_the_stream_and_says_what_it_did(fake_model: Callabl
     json.dumps(summary)
 
 
+def test_what_came_before_a_gap_is_told_before_what_comes_behind_it(fake_model: Callable[..., Model]) -> None:
+    """Sinks that keep the signal note events beside what they are of."""
+    order: list[tuple[str, float]] = []
+
+    class Keeps(Kept):
+        def write(self, event: Event) -> None:
+            order.append((event.event, event.t_device_s))
+
+        def write_block(self, _origin: Origin, block: Block) -> None:
+            order.append(("block", block.first_sample / 500))
+
+    class Breaks(Blocks):
+        def blocks(self, on_link: Callable[[LinkChange], object] | None = None) -> Iterator[Block]:
+            for first in (*range(0, 1000, 50), 1025):  # two seconds are one window, which waits for the filter
+                yield Block(first, np.zeros((2, 50), np.float32), NONE, NONE, 25 if first == 1025 else 0, False)
+
+    Session(Breaks(), fake_model(), [Keeps()]).run()
+    assert order[-4:-1] == [("quality", 2.0), ("block", 2.05), ("link", 2.05)]
+
+
 @pytest.mark.parametrize("seconds", [0.1, 2.0, 3.333])
 def test_a_duration_is_of_signal_and_ends_with_its_block(fake_model: Callable[..., Model], seconds: float) -> None:
     source, sink = Blocks(), Kept()
