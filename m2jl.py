@@ -8,6 +8,7 @@ extra that brings it.  Exit codes: 0 done, 1 the work ran and the answer is no, 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -118,6 +119,9 @@ def _m2jl(
 
 def main() -> None:
     """Entry point; see the module's docstring for exit codes."""
+    # A terminal or a pipe that is not UTF-8 gets ? for what it cannot show, as a device's name or a strip may hold.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
     # Two threads that spin while waiting starve each other on small machines; must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # numpy's products here are small: shared out to several threads they take ten times as long.

@@ -248,13 +248,14 @@ def export(
     Example: m2jl export runs/student/best.safetensors --out student.onnx --data ptb-xl
     """
     from compress.export import export as run
-    from compress.export import in_its_place, prove
+    from compress.export import in_its_place, prove, try_place
     from compress.golden import add_golden
     from runtime.golden import read_golden
     from train.checkpoint import load_network
     from train.dataset import load
     from train.files import refuse_one_file_for_two
 
+    try_place(out)
     refuse_one_file_for_two({"the checkpoint": checkpoint, "--out": out})
     net, info = load_network(checkpoint)
     task = None if preset is None and data is None else _task(preset, checkpoint, net.spec, info)
@@ -292,20 +293,22 @@ def quantize(
     """
     import numpy as np
 
-    from compress.export import in_its_place
+    from compress.export import in_its_place, try_place
     from compress.golden import add_golden
     from compress.quantize import METHODS, TARGETS, Calibrator
     from runtime.chain import batch_windows
     from runtime.golden import read_golden
-    from runtime.model import Model, read_model
+    from runtime.model import Model
     from train.dataset import load
     from train.files import refuse_one_file_for_two
 
     for value, known, option in ((method, METHODS, "--method"), (target, TARGETS, "--target")):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
+    try_place(out)
     refuse_one_file_for_two({"the model": model, "--out": out})
-    _, spec = read_model(model)
+    loaded = Model.load(model)
+    spec = loaded.spec
     task = _task(preset, model, spec)
     calibration = load(data, spec, task.train_folds, cache=cache)
     with Calibrator(model, calibration, records=records) as calibrator:
@@ -317,7 +320,7 @@ def quantize(
             calibrator.write(made, ranges, target, floats or ())
             add_golden(made, calibration)
     golden = read_golden(out)
-    error = np.abs(Model.load(model).logits(*batch_windows(golden.signal_mv, spec)) - golden.logits)
+    error = np.abs(loaded.logits(*batch_windows(golden.signal_mv, spec)) - golden.logits)
     typer.echo(f"{out}: {out.stat().st_size / 1024:.0f} KB")
     typer.echo(
         f"logits of its {len(golden.logits)} golden windows differ by {error.mean():.2g} on average, {error.max():.2g} "

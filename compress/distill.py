@@ -25,7 +25,7 @@ from train.noise import NOISE_SHARE
 from train.objectives import Distillation, LiveDistillation, MultiTask, Objective, Weights
 from train.presets import preset
 from train.refit import refit_best
-from train.task import kept_outputs
+from train.task import as_found, kept_outputs
 from train.trainer import FitConfig, FitResult, Hooks, alone_together, fit, make_fabric
 
 TEMPERATURE_CONTRAST = 0.1
@@ -159,7 +159,10 @@ def distill(
         train.errors.CheckpointError: the teacher cannot be read, or `out` holds another run.
     """
     net, told = load_network(teacher)
-    student = student_network(recipe, net.spec, train.statements.shape[1])
+    chosen = preset(recipe.preset)
+    # The student says what it comes from itself: its teacher may have learned elsewhere.
+    spec = replace(as_found(chosen, validation), spec=net.spec).spec
+    student = student_network(recipe, spec, train.statements.shape[1])
     if recipe.distill.relations:
         _check_relations(net, told, student)
     if not recipe.distill.mixup:
@@ -181,4 +184,4 @@ def distill(
             student, train, validation, learned, config, out, info=header, hooks=hooks, fabric=fabric, noise=noise
         )
         say("refitting the head")
-        return refit_best(result, train, validation, fabric, silencing=preset(recipe.preset).silencing)
+        return refit_best(result, train, validation, fabric, silencing=chosen.silencing)

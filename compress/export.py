@@ -25,6 +25,7 @@ from compress.recipe import Gate
 from compress.simplify import simplify
 from runtime.chain import batch_windows
 from runtime.model import Model
+from runtime.places import why_not
 from runtime.session import write_atomically
 from runtime.spec import METADATA_KEY, ModelSpec
 from train.checkpoint import load_network
@@ -48,6 +49,12 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     except OSError as error:
         # A disk that is full names no file.
         raise CompressError(f"cannot write {path}: {error.strerror}") from error
+
+
+def try_place(path: Path) -> None:
+    """Raise CompressError where a file cannot be written: better known before the work than after it."""
+    if why := why_not(path, parents=True):
+        raise CompressError(f"cannot write {path}: {why}")
 
 
 @contextlib.contextmanager

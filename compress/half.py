@@ -220,7 +220,11 @@ def half(source: Path, path: Path, signal_mv: Float32Array | None = None) -> Hal
     model = onnx.load_model_from_string(file.data)
     floats = overflowing(model, ecg, spectrogram)
     result = spec.model_copy(
-        update={"precision": "fp16", "provenance": {**spec.provenance, "halved_from_sha256": file.sha256}}
+        update={
+            "precision": "fp16",
+            "measured": {},  # of the float32 model
+            "provenance": {**spec.provenance, "halved_from_sha256": file.sha256},
+        }
     )
     halved = to_half(model, floats)
     (rounded,) = _session(rounding(halved)).run(["logits"], {"ecg": ecg, "spectrogram": spectrogram})

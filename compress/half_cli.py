@@ -28,9 +28,11 @@ def half(
 
     Example: m2jl half student-fp32.onnx --out student-fp16.onnx
     """
+    from compress.export import try_place
     from compress.half import half as run
     from train.files import refuse_one_file_for_two
 
+    try_place(out)
     refuse_one_file_for_two({"the model": model, "--out": out})
     result = run(model, out)
     kept = f"; {', '.join(result.floats)} stay in float32" if result.floats else ""

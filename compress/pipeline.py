@@ -53,7 +53,7 @@ from runtime.model import Model, read_model, sigmoid
 from runtime.tensorrt import EngineBuilder, cached_engine, describe, find_gpu
 from train import checkpoint, evaluate
 from train.checkpoint import load_network, write_text
-from train.dataset import EcgData, content_hash
+from train.dataset import EcgData, content_hash, load
 from train.evaluate import onnx_logits
 from train.files import alone_in, sha256_of
 from train.metrics import best_thresholds
@@ -553,7 +553,9 @@ class _Run:
             }, []
 
         files = {stage: sha256_of(path) for stage, path in scored.items()}
-        self._report.test = self._done("test", {"files": files, "folds": list(folds)}, work)
+        heard = [load(root, spec, folds, cache=cache) for spec in (self._net.spec, self._spec)]
+        depends = {"files": files, "folds": list(folds), "test recordings": content_hash(self._spec, heard)}
+        self._report.test = self._done("test", depends, work)
 
     def seal(self, models: dict[str, Path]) -> None:
         """Write the list of components and the checksums."""

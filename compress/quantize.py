@@ -39,7 +39,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compress.errors import CompressError, RecipeError
 from compress.export import save_with_spec
 from runtime.chain import batch_windows
-from runtime.model import read_model
+from runtime.model import Model
 from runtime.spec import ModelSpec
 from train.dataset import EcgData
 from train.quiet import quiet
@@ -180,11 +180,12 @@ class Calibrator:
     Raises:
         RecipeError: calibration lacks a label, or the source is quantized already.
         CompressError: the disk of temporary files is full.
-        runtime.errors.ModelError: the source cannot be used.
+        runtime.errors.ModelError: the source cannot be used, or its graph is not what its spec says.
     """
 
     def __init__(self, source: Path, calibration: EcgData, *, records: int = 512, seed: int = 1) -> None:
-        file, self.spec = read_model(source)
+        loaded = Model.load(source)
+        self.spec = loaded.spec
         if self.spec.precision != "fp32":
             raise RecipeError(f"{source} is {self.spec.precision} already; quantization starts from float32")
         rows = choose_records(calibration, self.spec.labels, records, seed)
@@ -192,12 +193,12 @@ class Calibrator:
         middle = np.maximum(calibration.length[rows] - calibration.window_samples, 0) // 2
         self._signal_mv = calibration.windows(rows, middle)
         self._origin = {
-            "quantized_from_sha256": file.sha256,
+            "quantized_from_sha256": loaded.sha256,
             "calibration": f"{len(rows)} records of the training folds, seed {seed}",
             "calibration_records_sha256": hashlib.sha256(np.sort(calibration.record[rows]).tobytes()).hexdigest(),
         }
         # Onnx and ONNX Runtime say of a full disk that a file of theirs is damaged.
-        temporary, needed = tempfile.gettempdir(), SPACE * len(file.data) + 2**20
+        temporary, needed = tempfile.gettempdir(), SPACE * source.stat().st_size + 2**20
         if shutil.disk_usage(temporary).free < needed:
             raise CompressError(
                 f"the disk of {temporary} is full: {needed / 2**20:.0f} MB are needed; TMPDIR names another"
@@ -285,6 +286,7 @@ class Calibrator:
         spec = self.spec.model_copy(
             update={
                 "precision": "int8",
+                "measured": {},  # of the float model
                 "provenance": {
                     **self.spec.provenance,
                     **self._origin,

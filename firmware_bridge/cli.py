@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -25,6 +26,20 @@ def parse_speed(text: str) -> float:
     if not speed > 0:
         raise typer.BadParameter(f"{text!r} is neither a number over zero nor 'max'")
     return speed
+
+
+def when_asked_to_end(stop: Callable[[], object]) -> None:
+    """Call `stop` on Ctrl-C, on SIGTERM, and on SIGHUP: the terminal is closed, or the connection to it is gone.
+
+    Under nohup SIGHUP is ignored already, and stays so.
+    """
+    import signal
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, lambda *_: stop())
 
 
 @app.command("emulate")
@@ -79,7 +94,6 @@ def emulate(
         raise typer.BadParameter(f"{bits} bits are not on offer, 16 and 24 are", param_hint="--bits")
 
     import json
-    import signal
 
     from firmware_bridge.emulator import Emulator
     from firmware_bridge.endpoint import PtyEndpoint, TcpEndpoint
@@ -108,8 +122,7 @@ def emulate(
     faults = Faults(wanted, rate_hz=recording.rate_hz, seed=seed) if wanted else None
     with PtyEndpoint(link) if tcp is None else TcpEndpoint(tcp, host) as endpoint:
         emulator = Emulator(device, endpoint, speed=speed, autostart=autostart, drift_ppm=drift_ppm, faults=faults)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: emulator.stop())
+        when_asked_to_end(emulator.stop)
         listening = {
             "event": "listening",
             "url": endpoint.url,
@@ -172,7 +185,6 @@ def wire(
     import json
     import logging
     import math
-    import signal
     from contextlib import ExitStack
     from dataclasses import asdict
 
@@ -185,6 +197,9 @@ def wire(
     if duration is not None and not math.isfinite(duration):
         raise typer.BadParameter(f"{duration} is no duration", param_hint="--duration")
     if "://" not in source:
+        for option, value in (("--record", record), ("--duration", duration)):
+            if value is not None:
+                raise OptionError(f"{option} is for a device; {source} is a recording, which is read whole")
         info, stats = replay(Path(source))
         if as_json:
             typer.echo(json.dumps({"event": "replay", "device_id": info.device_id, "stats": asdict(stats)}))
@@ -210,8 +225,7 @@ def wire(
             if isinstance(file, io.BytesIO):
                 early, file = file.getvalue(), kept(record, "wb")
                 file.write(early)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: device.interrupt())
+        when_asked_to_end(device.interrupt)
         show(device, duration_s=duration, as_json=as_json)
 
 

@@ -82,9 +82,13 @@ def bench(
     from runtime.bench.compare import read_rows
     from runtime.bench.report import write_html
     from runtime.model import find_model
+    from runtime.places import why_not
 
-    if page is not None and not page.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {page.parent}", param_hint="--html")
+    if page is not None:
+        if not page.resolve().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {page.parent}", param_hint="--html")
+        if why := why_not(page):
+            raise typer.BadParameter(f"cannot write {page}: {why}", param_hint="--html")
     paths = [find_model(name) for name in models]
     backends = tuple(backend or [DEFAULT_BACKEND])
     status = Console(stderr=True).status("measuring")
@@ -98,14 +102,14 @@ def bench(
     with status:
         rows = measure_all(paths, config, accuracy or [], say=status.update)
     findings = compare_rows(old, rows) if compare is not None else []
-    if page is not None:
-        write_html(page, rows, findings)
     if as_json:
         typer.echo(json.dumps(rows))
     else:
         _print_rows(rows)
     for finding in findings:
         typer.echo(finding.text, err=True)
+    if page is not None:  # last: a disk that has filled up meanwhile must not take the figures along
+        write_html(page, rows, findings)
     if any(finding.regression for finding in findings):
         raise typer.Exit(1)
 

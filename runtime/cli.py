@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from firmware_bridge.cli import parse_speed
+from firmware_bridge.cli import parse_speed, when_asked_to_end
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -106,7 +106,8 @@ def run(
 ) -> None:
     """Stream ECG from SOURCE through a model; print alerts as JSON lines on stdout, all else on stderr.
 
-    Tests the model on the windows it carries first.  Ends with the stream, after --duration, or on Ctrl-C or SIGTERM.
+    Tests the model on the windows it carries first.  Ends with the stream, after --duration, on Ctrl-C or SIGTERM,
+    or with its terminal, unless nohup keeps it.
     A device that was unplugged is waited for.  Of several devices none waits for another.
 
     Example: m2jl run --source serial:///dev/ttyUSB0?baud=230400 --view
@@ -119,7 +120,6 @@ def run(
     import logging
     import os
     import platform
-    import signal
     import sys
     from contextlib import ExitStack, suppress
     from functools import partial
@@ -209,12 +209,11 @@ def run(
         delivery = open_sinks(sink or ([] if crowded else ["-"]), gateway, patience_s=patience_s)
         sinks.append(delivery)
 
-        def stop(*_: object) -> None:
+        def stop() -> None:
             runner.interrupt()
             delivery.hurry()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        when_asked_to_end(stop)
         if view:
             from runtime.view import View
 
@@ -242,6 +241,8 @@ def run(
 
 def _last_words(result: dict[str, Any], spec: Any, needed: int) -> list[str]:
     """What a session or a hub did, in a few lines; `needed` windows make an alert."""
+    from runtime.words import counted
+
     lines = []
     devices = result.get("devices", [result])
     for device in devices:
@@ -260,10 +261,13 @@ def _last_words(result: dict[str, Any], spec: Any, needed: int) -> list[str]:
             f"{device['samples_missing']} samples lost{timing}"
         )
     for url, counts in result["sinks"].items():
-        if counts["dropped"] or counts["errors"] or counts.get("samples_dropped"):
-            samples = f" and {counts['samples_dropped']} samples" if counts.get("samples_dropped") else ""
+        samples, strips = counts.get("samples_dropped", 0), counts.get("strips_lost", 0)
+        if counts["dropped"] or counts["errors"] or samples or strips:
+            lost = [str(counts["dropped"])]
+            lost += [f"{samples} samples"] if samples else []
+            lost += [counted(strips, "strip")] if strips else []
             why = f" ({counts['last_error']})" if "last_error" in counts else ""
-            lines.append(f"sink {url}: {counts['written']} events written, {counts['dropped']}{samples} lost{why}")
+            lines.append(f"sink {url}: {counts['written']} events written, {' and '.join(lost)} lost{why}")
     return lines
 
 

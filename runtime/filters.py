@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import SourceError
-from runtime.notch import design_notch
+from runtime.notch import NOTCH_S, design_notch
 
 STOP_BAND_DB = 60.0
 MIN_TRANSITION_HZ = 2.0  # a narrower one would need seconds of filter
@@ -31,6 +31,7 @@ MAX_PHASES = 1000  # a ratio such as 100/499.987 would need a filter bank of tho
 # How far a ratio may be off where the exact one has too many phases: a crystal is off by 20 ppm and more, a rate that
 # is told in thousandths of a Hz, such as 166.667 for 500/3, by up to 3.
 RATIO_ERROR = 3e-6
+MAX_TAPS = 2_000_000  # of all phases: 16 MB, as many again for the bank; a rate of kilohertz in odd numbers needs more
 OUTPUTS_PER_PRODUCT = 25  # of all phases: more waste products with zeros, fewer are too many calls
 MANY_PHASES = 100  # with more, a hop of a second seldom has two outputs of one phase
 
@@ -38,11 +39,16 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 
 
+def low_pass_taps(rate_hz: float, pass_hz: float, stop_hz: float) -> int:
+    """How long `design_low_pass` is."""
+    return math.ceil((STOP_BAND_DB - 7.95) / (2.285 * 2 * np.pi * (stop_hz - pass_hz) / rate_hz) + 1) | 1
+
+
 def design_low_pass(rate_hz: float, pass_hz: float, stop_hz: float) -> Float64Array:
     """Odd-length Kaiser FIR, unit gain at 0 Hz, flat to `pass_hz`, `STOP_BAND_DB` down from `stop_hz`."""
     # Kaiser's own formulas, as in scipy.signal.kaiserord and firwin; importing that takes a second, a board's three.
     beta = 0.1102 * (STOP_BAND_DB - 8.7)
-    taps = math.ceil((STOP_BAND_DB - 7.95) / (2.285 * 2 * np.pi * (stop_hz - pass_hz) / rate_hz) + 1) | 1
+    taps = low_pass_taps(rate_hz, pass_hz, stop_hz)
     position = np.arange(taps) - (taps - 1) / 2
     response = np.sinc((pass_hz + stop_hz) / rate_hz * position) * np.kaiser(taps, beta)
     return np.asarray(response / response.sum(), dtype=np.float64)
@@ -99,8 +105,16 @@ class PolyphaseResampler:
                 f"a rate of {rate_in_hz:g} Hz is too close to twice the model's band ({high_hz:g} Hz): "
                 f"at least {2 * (high_hz + MIN_TRANSITION_HZ):g} Hz is needed"
             )
-        response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
         self.notch_hz = notch_hz if notch_hz is not None and notch_hz < stop_hz else None
+        taps = low_pass_taps(rate_in_hz * self._up, high_hz, stop_hz)
+        taps += 0 if self.notch_hz is None else round(NOTCH_S * rate_in_hz * self._up)
+        if taps > MAX_TAPS:
+            raise SourceError(
+                f"cannot resample {rate_in_hz:.9g} Hz to {rate_out_hz:g} Hz: their ratio {self._up}/{self._down} takes "
+                f"a filter of {taps / 1e6:.1f} million taps; a device that sends a multiple of {rate_out_hz:g} Hz, "
+                "or less often, can be read"
+            )
+        response = design_low_pass(rate_in_hz * self._up, high_hz, stop_hz) * self._up
         if self.notch_hz is not None:
             response = np.convolve(response, design_notch(rate_in_hz * self._up, self.notch_hz))
         self._response, self._response_hz = response / self._up, rate_in_hz * self._up

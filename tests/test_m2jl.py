@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,9 @@ import pytest
 import wfdb
 
 from firmware_bridge import read_recording
+from firmware_bridge.emulator import Emulator
+from firmware_bridge.endpoint import TcpEndpoint
+from firmware_bridge.virtual_device import VirtualDevice
 from m2jl import COMMANDS, main
 from runtime.doctor import PACKAGES
 
@@ -55,7 +59,7 @@ def long_record(sample_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def here(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The same command in this process, for what needs none of its own: that is ten times as fast."""
     monkeypatch.chdir(root)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         words = ["m2jl", *map(str, arguments)]
@@ -233,6 +237,35 @@ def test_run_prints_events_and_nothing_else_on_stdout(m2jl: Command, long_record
     assert summary["windows"] == 51
     assert summary["windows_unusable"] == 26  # half of a window or more is flat
     assert summary["model"] == events[0]["model"]
+
+
+def test_stdout_that_is_not_utf8_gets_what_it_can_show(root: Path, tmp_path: Path, sample_path: Path) -> None:
+    def say(*arguments: object) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "m2jl", *map(str, arguments)],
+            cwd=root,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            encoding="latin-1",
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def say_of_device(command: str, *options: object) -> str:
+        device = VirtualDevice(read_recording(sample_path), device_id="病床-7")
+        with TcpEndpoint(0) as endpoint:
+            emulator = Emulator(device, endpoint)
+            thread = threading.Thread(target=emulator.run)
+            thread.start()
+            try:
+                return say(command, endpoint.url, *options)
+            finally:
+                emulator.stop()
+                thread.join()
+
+    assert "    ??-7 (" in say_of_device("devices")
+    say_of_device("wire", "--duration", "1", "--record", tmp_path / "session.bin")
+    assert say("wire", tmp_path / "session.bin").startswith("??-7 (")
 
 
 def test_the_demo_without_wfdb_names_the_extra(here: Command, monkeypatch: pytest.MonkeyPatch) -> None:

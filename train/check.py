@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.cinc2017 import CLASS_OF, REFERENCES
+from train import cinc2017, cpsc2018
 from train.cpsc2018 import diagnosis_codes, read_matlab
-from train.datasets import CPSC_NUMBERS, DATA_SETS, SNOMED
+from train.datasets import DATA_SETS, SNOMED
 from train.errors import DataError
 from train.fetch import CHECKSUMS, parse_checksums
 from train.files import sha256_of
 from train.noise import RECORDS
 from train.ptbxl import COLUMN_OF_RATE, DATABASE, entries
-from train.table import csv_by_name, files_under
+from train.table import files_under
 from train.wfdb_files import (
     SignalLine,
     UnreadableError,
@@ -243,14 +243,23 @@ def _sizes(root: Path) -> dict[str, int]:
     return sizes
 
 
-def _table(root: Path, files: dict[str, int]) -> dict[str, list[str]]:
-    """Record's own name -> its labels, of the first of the lists that is there."""
-    found = [path for name in REFERENCES for path in sorted(files) if path.rpartition("/")[2] == name]
-    rows = csv_by_name(root / found[0]) if found else {}
-    return {name: [label for label in labels if label] for name, labels in rows.items()}
+def _table(root: Path) -> tuple[str, dict[str, list[str]]]:
+    """Whose list of labels is there, as `_recognise` says it, and record's own name -> its labels.
+
+    It is read as training reads it: what stops that must not be called whole.
+
+    Raises:
+        DataError: the list is damaged, or there are several that do not agree.
+    """
+    if (reference := cpsc2018.find_reference(root)) is not None:
+        findings = cpsc2018.read_findings(reference)
+        return "cpsc2018-matlab", {name: sorted(labels or ()) for name, labels in findings.items()}
+    if (reference := cinc2017.find_reference(root)) is not None:
+        return "cinc2017", {name: [label] for name, label in cinc2017.read_classes(reference).items()}
+    return "", {}
 
 
-def _recognise(root: Path, files: dict[str, int], table: dict[str, list[str]]) -> str:
+def _recognise(root: Path, files: dict[str, int], listed: str, table: dict[str, list[str]]) -> str:
     """Name of the data set in a folder; "cpsc2018-matlab" for CPSC2018 in its publisher's own form."""
     if DATABASE in files:
         return "ptb-xl"
@@ -259,9 +268,9 @@ def _recognise(root: Path, files: dict[str, int], table: dict[str, list[str]]) -
         raise DataError(f"PTB-XL lies in {root / deeper.rpartition('/')[0]}: name that folder")
     headers = [path for path in files if path.endswith(".hea")]
     stems = [path.rpartition("/")[2].removesuffix(".hea") for path in headers]
-    if "Recording" in table and any(path.endswith(".mat") for path in files):
-        return "cpsc2018-matlab"
-    if table and all(re.fullmatch(r"A\d{5}", stem) for stem in (*stems, *table)):
+    if listed == "cpsc2018-matlab" and any(path.endswith(".mat") for path in files):
+        return listed
+    if listed == "cinc2017" and all(re.fullmatch(r"A\d{5}", stem) for stem in (*stems, *table)):
         return "cinc2017"
     if stems and all(re.fullmatch(r"[AQ]\d{4}", stem) for stem in stems):
         return "cpsc2018"
@@ -327,11 +336,13 @@ def _plan_ptbxl(root: Path, files: dict[str, int], rate_hz: int | None) -> _Plan
     return plan
 
 
-def _plan_others(root: Path, files: dict[str, int], table: dict[str, list[str]], digests: dict[str, str]) -> _Plan:
-    suffix = ".mat" if "Recording" in table else ".hea"
+def _plan_others(
+    kind: str, root: Path, files: dict[str, int], table: dict[str, list[str]], digests: dict[str, str]
+) -> _Plan:
+    suffix = ".mat" if kind == "cpsc2018-matlab" else ".hea"
     records = sorted(path.removesuffix(suffix) for path in files if path.endswith(suffix))
     by_stem = {record.rpartition("/")[2]: record for record in records}
-    labels = {by_stem.get(name, name): row for name, row in table.items() if name != "Recording"}
+    labels = {by_stem.get(name, name): row for name, row in table.items()}
     return _Plan(records, _named_by_lists(root, files, digests) | set(labels), labels)
 
 
@@ -356,10 +367,6 @@ def _label_counts(kind: str, root: Path, plan: _Plan, survey: _Survey, report: R
             continue
         if kind == "cpsc2018":
             labels = [SNOMED.get(code, code) for code in diagnosis_codes(survey.comments[record]) or []]
-        elif kind == "cpsc2018-matlab":
-            labels = [CPSC_NUMBERS.get(int(label), label) if label.isdigit() else label for label in labels or []]
-        elif kind == "cinc2017" and labels:
-            labels = [CLASS_OF.get(label, label) for label in labels]
         if labels is not None:
             counts.update(labels or ["none"])
     return counts
@@ -385,14 +392,14 @@ def check(
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
     files = _sizes(root)
-    table = _table(root, files)
-    kind = _recognise(root, files, table)
+    listed, table = ("", {}) if DATABASE in files else _table(root)
+    kind = _recognise(root, files, listed, table)
     digests = {}
     if CHECKSUMS in files:
         digests = parse_checksums(
             (root / CHECKSUMS).read_text(encoding="utf-8", errors="replace"), str(root / CHECKSUMS)
         )
-    plan = _plan_ptbxl(root, files, rate_hz) if kind == "ptb-xl" else _plan_others(root, files, table, digests)
+    plan = _plan_ptbxl(root, files, rate_hz) if kind == "ptb-xl" else _plan_others(kind, root, files, table, digests)
     known = DATA_SETS.get(kind.removesuffix("-matlab"))
     report = Report(
         data=known.name if known else "wfdb",

@@ -21,13 +21,29 @@ CLASS_OF = dict(zip("NAO~", CLASSES, strict=True))  # as the lists of labels wri
 REFERENCES = ("REFERENCE-v3.csv", "REFERENCE.csv")
 
 
-def _reference(root: Path) -> Path | None:
+def find_reference(root: Path) -> Path | None:
+    """The list of this set's labels, at any depth; raises DataError where several do not agree."""
     return find_csv(root, REFERENCES, lambda first: re.fullmatch(r"A\d{5}", first[0]) is not None)
 
 
 def recognises(root: Path) -> bool:
     """Whether a list of this set's labels lies in the folder, at any depth."""
-    return _reference(root) is not None
+    return find_reference(root) is not None
+
+
+def read_classes(reference: Path) -> dict[str, str]:
+    """Class by name, as the list says.
+
+    Raises:
+        DataError: the list cannot be read, names a recording twice or says something else than a class.
+    """
+    classes: dict[str, str] = {}
+    for number, (name, words) in enumerate(csv_by_name(reference).items(), start=1):
+        label = (*words, "")[0]
+        if label not in CLASS_OF:
+            raise DataError(f"{reference}, line {number}: {label!r} is none of {', '.join(CLASS_OF)}")
+        classes[name] = CLASS_OF[label]
+    return classes
 
 
 def read_table(root: Path) -> Table:
@@ -37,17 +53,14 @@ def read_table(root: Path) -> Table:
         DataError: there is no list of labels, it is damaged or names a recording twice, or none of the recordings is
             there.
     """
-    reference = _reference(root)
+    reference = find_reference(root)
     if reference is None:
         raise DataError(f"{root} is not a CinC2017 folder: there is no {' and no '.join(REFERENCES)} in it")
     there = by_stem(root, ".hea").keys() & (paths := by_stem(root, ".mat")).keys()
     recordings, missing = [], 0
-    for number, (name, words) in enumerate(csv_by_name(reference).items(), start=1):
-        label = (*words, "")[0]
-        if label not in CLASS_OF:
-            raise DataError(f"{reference}, line {number}: {label!r} is none of {', '.join(CLASS_OF)}")
+    for name, label in read_classes(reference).items():
         if name in there:
-            recordings.append(Recording(name, hashed_fold(name), frozenset([CLASS_OF[label]]), paths[name]))
+            recordings.append(Recording(name, hashed_fold(name), frozenset([label]), paths[name]))
         else:
             missing += 1
     if not recordings:

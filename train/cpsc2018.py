@@ -64,14 +64,14 @@ def read_matlab(path: Path) -> NDArray[np.float32]:
     return signal
 
 
-def _reference(root: Path) -> Path | None:
-    """The original's table, at any depth."""
+def find_reference(root: Path) -> Path | None:
+    """The original's table, at any depth; raises DataError where several do not agree."""
     return find_csv(root, (REFERENCE,), lambda first: first[:2] == ["Recording", "First_label"])
 
 
 def recognises(root: Path) -> bool:
     """Whether either form of this set lies in the folder, at any depth."""
-    if _reference(root) is not None:
+    if find_reference(root) is not None:
         return True
     headers = by_stem(root, ".hea")
     return all(re.fullmatch(NAME, name) for name in headers) and any(
@@ -87,8 +87,8 @@ def read_table(root: Path) -> Table:
             recordings is there.
     """
     signals = by_stem(root, ".mat")
-    reference = _reference(root)
-    said = _findings_of_table(reference) if reference else _findings_of_headers(by_stem(root, ".hea"))
+    reference = find_reference(root)
+    said = read_findings(reference) if reference else _findings_of_headers(by_stem(root, ".hea"))
     if not said:
         raise DataError(f"{root} is not a CPSC2018 folder: there is no {REFERENCE} and no header in it")
     findings = {name: labels for name, labels in said.items() if labels is not None}
@@ -119,10 +119,16 @@ def _findings_of_headers(headers: dict[str, Path]) -> dict[str, frozenset[str] |
     return findings
 
 
-def _findings_of_table(reference: Path) -> dict[str, frozenset[str] | None]:
-    """Findings by name; None where the line names none."""
+def read_findings(reference: Path) -> dict[str, frozenset[str] | None]:
+    """Findings by name; None where the line names none.
+
+    Raises:
+        DataError: the table cannot be read, names no recording or one twice, or says something else than findings.
+    """
     findings: dict[str, frozenset[str] | None] = {}
     _, *rows = csv_by_name(reference).items()
+    if not rows:
+        raise DataError(f"{reference} names no recordings")
     for number, (name, words) in enumerate(rows, start=2):
         try:
             findings[name] = frozenset(CPSC_NUMBERS[int(word)] for word in words if word.strip()) or None

@@ -37,7 +37,7 @@ from train.cpsc2018 import MATLAB_RATE_HZ, read_matlab
 from train.errors import DataError, ReadError
 from train.files import put_in_place
 from train.table import Recording, Table, open_table
-from train.wfdb_files import UnreadableError
+from train.wfdb_files import UnreadableError, read_header
 
 log = logging.getLogger("train")
 
@@ -67,7 +67,7 @@ class EcgData:
         targets: (records, labels) of 0 and 1.
         statements: (records, all statements of the set) of 0 and 1: free labels for an auxiliary task.
         statement_names: those of its columns.
-        without_files: records that the table names and the disk lacks, over all folds.
+        named, without_files: records that the table names, and those of them that the disk lacks, over all folds.
         unreadable: names of records that were left out because they could not be read or held NaN.
         padded: how many records were shorter than a window, and so padded to one.
     """
@@ -82,6 +82,7 @@ class EcgData:
     hop_samples: int
     targets: Float32Array
     statements: Float32Array
+    named: int = 0
     without_files: int = 0
     unreadable: tuple[str, ...] = ()
     padded: int = 0
@@ -161,7 +162,8 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
         path: without suffix; a WFDB record, or, where it has no header, CPSC2018's MATLAB structure.
 
     Raises:
-        DataError: unreadable, a lead is missing or in no unit of voltage, or a sample is not a number.
+        DataError: unreadable, a lead is missing, there more than once or in no unit of voltage, or a sample is not a
+            number.
         ReadError: the system did not let it be read, or there is too little memory for it.
     """
     try:
@@ -178,6 +180,13 @@ def read_signal(path: Path, leads: Sequence[str]) -> tuple[Float32Array, float]:
     index = {"I": 0} if tuple(names) == ("ECG",) else {name.upper(): k for k, name in enumerate(names)}
     if len(names) != len(signal):
         raise DataError(f"{path}: holds {len(signal)} leads instead of {len(names)}")
+    for lead in leads:
+        alike = [name for name in names if name.upper() == lead.upper()]
+        if len(alike) > 1:
+            raise DataError(
+                f"{path}: the model needs lead {lead}; the recording has {len(alike)} leads of that name "
+                f"({', '.join(alike)}), and which one is meant cannot be told"
+            )
     try:
         columns = [index[lead.upper()] for lead in leads]
     except KeyError as error:
@@ -208,6 +217,7 @@ def _read_wfdb(path: Path) -> tuple[NDArray[np.floating], Sequence[str], Sequenc
     """(leads, samples), the leads' names and units, and the rate."""
     import wfdb
 
+    read_header(path.with_suffix(".hea"))  # wfdb passes over a rate that it cannot read, and assumes another
     try:
         record = wfdb.rdrecord(str(path))
     except (OSError, MemoryError):
@@ -236,20 +246,39 @@ def _cache_key(spec: ModelSpec, table: Table, recordings: Sequence[Recording]) -
         for suffix in SUFFIXES:
             try:
                 stat = recording.path.with_suffix(suffix).stat()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             told = f"{recording.name} {suffix} {stat.st_size} {stat.st_mtime_ns}\n"
             digest.update(told.encode(errors=ANY_BYTES))
     return digest.hexdigest()[:24]
 
 
+def _key_after(spec: ModelSpec, table: Table, recordings: Sequence[Recording]) -> str:
+    """The key of files that were read; raises ReadError where they cannot be reached any more."""
+    try:
+        return _cache_key(spec, table, recordings)
+    except OSError as error:
+        raise ReadError(f"cannot read {table.root}: {error}") from error
+
+
 def _build(folder: Path, spec: ModelSpec, table: Table, recordings: Sequence[Recording], progress: Progress) -> None:
-    """Write `signal.npy` and `index.json` under `folder`, which appears only when both are whole."""
+    """Write `signal.npy` and `index.json` under `folder`, which appears only when both are whole.
+
+    Raises:
+        ReadError: a recording could not be read for no fault of its own, or the files are not those that the key in the
+            folder's name tells of any more.
+        OSError: the disk does not take it.
+    """
     sweep(folder.parent)
     partial = partial_of(folder)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         _fill(partial, spec, table, recordings, progress)
+        if not folder.name.endswith(f"-{_key_after(spec, table, recordings)}"):
+            raise ReadError(
+                f"{table.root}: files changed or disappeared while they were read; nothing is kept, begin again when "
+                "the folder is whole"
+            )
         put_in_place(partial, folder)
     except OSError:
         # Another process may have been faster; its folder holds the same bytes.
@@ -375,6 +404,7 @@ def load_table(
         hop_samples=spec.hop_samples,
         targets=has(spec.labels),
         statements=has(table.statements),
+        named=len(table.recordings) + table.without_files,
         without_files=table.without_files,
         unreadable=unreadable,
         padded=padded,

@@ -64,14 +64,16 @@ def evaluate(
     import numpy as np
 
     from runtime.model import find_model
+    from runtime.places import why_not
     from train.cli import progress_bar, stepper
+    from train.errors import DataError
     from train.evaluate import MAX_STREAM_ERROR, report, score
     from train.files import refuse_one_file_for_two
     from train.report import write_html, write_whole
 
     for file in (predictions, html):
-        if file is not None:
-            _try_place(file)
+        if file is not None and (why := why_not(file)):
+            raise DataError(f"cannot write {file}: {why}")
     path = find_model(model)
     refuse_one_file_for_two({"the model": path, "--predictions": predictions, "--html": html})
     with progress_bar() as bar:
@@ -97,20 +99,6 @@ def evaluate(
             err=True,
         )
         raise typer.Exit(1)
-
-
-def _try_place(file: Path) -> None:
-    """Raise DataError where a file cannot be written: better known before the scoring than after it."""
-    from tempfile import NamedTemporaryFile
-
-    from train.errors import DataError
-
-    try:
-        if file.exists() and not file.is_file():
-            raise DataError(f"cannot write {file}: it is there, and no file")
-        NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", suffix=".partial").close()
-    except OSError as error:
-        raise DataError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _print(path: Path, scored: Scored, figures: dict[str, Any]) -> None:

@@ -142,15 +142,24 @@ def csv_by_name(path: Path) -> dict[str, list[str]]:
 def find_csv(root: Path, names: Sequence[str], is_it: Callable[[list[str]], bool]) -> Path | None:
     """The CSV file of one of these names, at any depth, whose first row is the one looked for; earlier names win.
 
+    Of several of one name, as of a data set and an excerpt of it, it is the one that holds all rows of the others.
+
     Raises:
-        DataError: a file of such a name cannot be read.
+        DataError: a file of such a name cannot be read, or none of several holds all that the others do.
     """
     files = [root / file for file in files_under(root)]
     for name in names:
-        for path in sorted(file for file in files if file.name == name):
-            rows = csv_rows(path)
-            if rows and is_it(rows[0]):
-                return path
+        read = {path: csv_rows(path) for path in sorted(file for file in files if file.name == name)}
+        lists = {path: set(map(tuple, rows)) for path, rows in read.items() if rows and is_it(rows[0])}
+        if not lists:
+            continue
+        longest = max(lists, key=lambda path: len(lists[path]))
+        if any(rows - lists[longest] for rows in lists.values()):
+            places = ", ".join(str(path.relative_to(root)) for path in lists)
+            raise DataError(
+                f"{root} holds lists of labels that do not agree ({places}): name the folder of one of them"
+            )
+        return longest
     return None
 
 

@@ -47,7 +47,7 @@ from train.presets import Preset
 from train.processes import first_one_first
 from train.refit import refit_best
 from train.remarks import AT_LEAST, columns
-from train.table import Table, open_table
+from train.table import open_table
 from train.trainer import (
     FitResult,
     Hooks,
@@ -137,7 +137,7 @@ def load_task(
     train = load_table(table, preset.spec, preset.train_folds, cache=cache, progress=progress)
     say("validation recordings")
     validation = load_table(table, preset.spec, (preset.validation_fold,), cache=cache, progress=progress)
-    preset = _as_found(preset, table, validation)
+    preset = as_found(preset, validation)
     if not tells_epochs_apart(validation):
         raise DataError(
             f"{root}: of no label do the {len(validation)} recordings to choose on (fold {preset.validation_fold}) "
@@ -152,12 +152,12 @@ def load_task(
     return Task(preset, train, validation, fold, recorded, table.test_folds, remarks)
 
 
-def _as_found(preset: Preset, table: Table, validation: EcgData) -> Preset:
+def as_found(preset: Preset, validation: EcgData) -> Preset:
     """The preset with what its spec is to say of the recordings that are really there."""
     source = preset.source
     # Another number of recordings is another release, and which one the table does not say.
-    if source == PTB_XL.title and len(table.recordings) + table.without_files != PTB_XL.records:
-        source = table.title
+    if source == PTB_XL.title and validation.named != PTB_XL.records:
+        source = validation.table
     positives = validation.targets.sum(axis=0)
     untuned = tuple(label for label, n in zip(preset.spec.labels, positives, strict=True) if not n)
     return replace(preset, source=source, untuned=untuned)

@@ -22,6 +22,11 @@ from numpy.typing import NDArray
 SAMPLE_BYTES = {"8": 1.0, "16": 2.0, "24": 3.0, "32": 4.0, "61": 2.0, "80": 1.0, "160": 2.0, "212": 1.5}
 
 
+# A record line's third field: samples a second, and what a counter counts.  WFDB allows an exponent, too, but wfdb,
+# which reads the samples, takes 5e2 for 5.
+RATE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(/\S*)?")
+
+
 class UnreadableError(Exception):
     """Why a recording cannot be used."""
 
@@ -70,6 +75,9 @@ def read_header(path: Path) -> Header:
     first = lines[0].split() if lines else []
     if len(first) < 2 or not first[1].isdigit():
         raise UnreadableError("the header is empty or damaged")
+    rate = RATE.fullmatch(first[2]) if len(first) > 2 else None
+    if len(first) > 2 and not (rate and float(rate[1])):
+        raise UnreadableError(f"the header says a rate of {first[2]}, which is none")
     frames, body = _number(first, 3), lines[1:]
     if "/" in first[0]:
         return Header(frames, (), tuple(line.split()[0] for line in body), comments)

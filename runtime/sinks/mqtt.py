@@ -7,7 +7,8 @@
 `write` puts an event into a spool on the disk, and the broker's confirmation takes it out.  So what happens during an
 outage, a restart of the broker or one of this process is delivered after it, in order.  An event arrives twice where
 its confirmation was lost, as QoS 1 allows.  Nothing new is sent after a reconnect before the broker has confirmed what
-was under way, so that the order holds.
+was under way, so that the order holds.  A topic whose events the broker refuses waits by itself and is tried again
+every `REFUSED_WAIT_S`; events of other topics pass it meanwhile.
 
 A spool is one process's, which sends also what others that are gone have left for the same host, port and prefix: a
 patch that is replaced takes its name with it and leaves its alerts.  Spools lie in `?spool=FOLDER`, in the folder that
@@ -47,16 +48,23 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 UNDER_WAY = 20  # messages that wait for the broker's confirmation; paho's own limit too
 KEEPALIVE_S = 30
 LONGEST_WAIT_S = 30  # between two attempts to reach the broker
-REFUSED_WAIT_S = 30.0  # before what the broker refused is offered again
+REFUSED_WAIT_S = 30.0  # before a topic whose event the broker refused is tried again
 GOODBYE_S = 0.25  # for the broker to confirm "offline"
 
 
 def state_folder() -> Path:
-    """Where a spool lies unless told otherwise."""
+    """Where a spool lies unless told otherwise.
+
+    Raises:
+        SinkError: nothing says where state belongs, as of a user without a home.
+    """
     service = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if service:
         return Path(service)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "m2jlnet"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "m2jlnet"
+    except RuntimeError:  # neither HOME nor an entry among the system's users
+        raise SinkError("there is no home folder for the spool of mqtt://: give ?spool=FOLDER") from None
 
 
 class MqttSink:
@@ -83,12 +91,13 @@ class MqttSink:
         self._properties.ContentType = "application/json"
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._connected, self._trouble = False, ""
-        self._under_way: dict[int, int] = {}  # paho's number of a message -> the spool's
+        self._under_way: dict[int, tuple[int, str]] = {}  # paho's number of a message -> the spool's, and its topic
         self._confirmed: list[int] = []  # the spool's numbers that are still in the spool
         self._status_number: int | None = None
         self._catching_up = False
         self._sent = 0  # the spool's number of what was sent last
-        self._again_s: float | None = None  # when what was refused is offered again
+        self._again_s: dict[str, float] = {}  # topics whose events were refused, and when each is tried again
+        self._told_refused: set[str] = set()  # topics of which that was told since the connection was made
         self._delivered = self._refused = self._connects = 0
         if len(spool):
             log.warning("%d events from before wait for %s", len(spool), self._shown)
@@ -111,7 +120,12 @@ class MqttSink:
     @property
     def busy(self) -> bool:
         """See `BusySink`."""
-        return len(self._spool) > len(self._confirmed) and not self._trouble and self._again_s is None
+        if self._trouble:
+            return False
+        try:
+            return bool(self._under_way or self._spool.after(self._sent, 1, self._again_s))
+        except OSError:  # what cannot be read cannot be sent
+            return False
 
     def counts(self) -> dict[str, int]:
         """Confirmed by the broker, refused by it, still in the spool, pushed out of it; and connections made."""
@@ -161,9 +175,9 @@ class MqttSink:
 
     def _wait_s(self) -> float | None:
         """How long there is nothing to do without news."""
-        if self._again_s is None or self._under_way:  # what was refused waits for the answers to the rest
+        if not self._again_s or self._under_way:  # what was refused waits for the answers to the rest
             return None
-        return max(0.0, self._again_s - time.monotonic())
+        return max(0.0, min(self._again_s.values()) - time.monotonic())
 
     def _take_news(self, kind: str, what: Any) -> None:
         if kind == "connected":
@@ -171,6 +185,7 @@ class MqttSink:
                 log.warning("%s is back; %d events waited", self._shown, len(self._spool))
             self._connects += 1
             self._connected, self._trouble = True, ""
+            self._told_refused.clear()
             self._catching_up = bool(self._under_way)  # paho sends those again, in order
             self._publish_status("online")
         elif kind in ("lost", "trouble"):
@@ -187,28 +202,37 @@ class MqttSink:
         """What the broker said of a message; the spool's number of what it has taken."""
         if number == self._status_number:
             self._status_number = None
-        spooled = self._under_way.pop(number, None)
+        spooled, topic = self._under_way.pop(number, (None, ""))
         if not self._under_way:
             self._catching_up = False
         if spooled is None:
             return []
         if reason.is_failure:
             self._refused += 1
-            self._again_s = time.monotonic() + REFUSED_WAIT_S
-            self._tell(f"refuses events: {reason}")
+            self._again_s[topic] = time.monotonic() + REFUSED_WAIT_S
+            if topic not in self._told_refused:
+                self._told_refused.add(topic)
+                log.warning("%s refuses events of %s: %s; they wait in the spool", self._shown, topic, reason)
             return []
         return [spooled]
 
     def _send(self) -> None:
-        if self._again_s is not None:
-            if self._under_way or time.monotonic() < self._again_s:
+        now_s = time.monotonic()
+        due = [topic for topic, again_s in self._again_s.items() if again_s <= now_s]
+        if due:
+            # From the beginning of the spool again, where a topic's oldest event is: once nothing is under way, or
+            # that would be sent twice.  It takes the broker an answer, and the other topics wait no longer than that.
+            if self._under_way:
                 return
-            self._again_s, self._sent = None, 0
+            for topic in due:
+                del self._again_s[topic]
+            self._sent = 0
         if not self._connected or self._catching_up:
             return
-        for number, topic, payload in self._spool.after(self._sent, UNDER_WAY - len(self._under_way)):
+        room = UNDER_WAY - len(self._under_way)
+        for number, topic, payload in self._spool.after(self._sent, room, self._again_s):
             info = self._client.publish(topic, payload, qos=1, properties=self._properties)
-            self._under_way[info.mid] = number
+            self._under_way[info.mid] = number, topic
             self._sent = number
 
     def _forget_confirmed(self) -> None:

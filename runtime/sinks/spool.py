@@ -13,6 +13,7 @@ A file belongs to one process at a time.  It holds `limit` messages; what is old
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,11 +79,13 @@ class Spool:
                 self._append([(topic, payload) for _, topic, payload in messages])
                 other.remove(number for number, _, _ in messages)
 
-    def after(self, number: int, count: int) -> list[tuple[int, str, str]]:
-        """The next messages, up to `count`, behind the one of this number."""
+    def after(self, number: int, count: int, without: Iterable[str] = ()) -> list[tuple[int, str, str]]:
+        """The next messages, up to `count`, behind the one of this number; none of the topics in `without`."""
         with self._lock, failures_of(self._path):
             return self._database.execute(
-                "SELECT number, topic, payload FROM message WHERE number > ? ORDER BY number LIMIT ?", (number, count)
+                "SELECT number, topic, payload FROM message WHERE number > ? "
+                "AND topic NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
+                (number, json.dumps(list(without)), count),
             ).fetchall()
 
     def remove(self, numbers: Iterable[int]) -> None:

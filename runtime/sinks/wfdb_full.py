@@ -4,8 +4,8 @@
 
 Each block is handed to the system before the next one is taken, so what was written survives `kill -9`; a record that
 was cut off so is read as far as it goes, since its header states no length.  A gap of up to 10 s has WFDB's value for
-samples that are not there; after a longer one, or where the device restarts, a new record begins.  The header says
-where a record lies on the device's clock.  12 leads at 500 Hz take 65 MB an hour.
+samples that are not there; after a longer one, or where the device restarts or was stopped, a new record begins.  The
+header says where a record lies on the device's clock.  12 leads at 500 Hz take 65 MB an hour.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class RecordSink:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._segments: dict[str, Segment] = {}
+        self._not_begun: dict[str, str] = {}  # why a device has no record that grows
         self._number = 0
 
     def write(self, event: Event) -> None:
@@ -80,7 +81,10 @@ class RecordSink:
         if segment is None:
             # Blocks come before what is decided on them, so those of this device were given up: for want of room when
             # time was over, or in a full queue.  No OSError: offered again, it would stand in the next block's way.
-            raise LookupError(f"no record of {event.device} is open in which {event.label} could be noted")
+            why = self._not_begun.get(event.device or "")
+            raise LookupError(
+                f"no record of {event.device} is open in which {event.label} could be noted{f': {why}' if why else ''}"
+            )
         text = event.label if event.event == "onset" else f"end {event.label}"
         sample = round(event.t_device_s * segment.origin.rate_hz) - segment.first_sample
         # What was decided after the record's end, or before its beginning, is noted where it comes nearest.
@@ -98,14 +102,19 @@ class RecordSink:
             full = (segment.samples + gap + count) * segment.frame_bytes > MAX_BYTES
             # A block that had no room is offered again, to the record that was begun for it.
             began_here = not segment.samples and segment.first_sample == block.first_sample
-            if (block.restarted and not began_here) or too_long or full or origin != segment.origin:
+            if (block.anew and not began_here) or too_long or full or origin != segment.origin:
                 # The header first: where it has no room, the record stays, and the block offered again finishes it.
                 self._finish(segment)
                 del self._segments[origin.device]
                 os.close(segment.dat)
                 segment = None
         if segment is None:
-            segment = self._segments[origin.device] = self._begin(origin, block)
+            try:
+                segment = self._segments[origin.device] = self._begin(origin, block)
+            except OSError as error:
+                self._not_begun[origin.device] = str(error)
+                raise
+            self._not_begun.pop(origin.device, None)
         counts = to_counts(block.ecg_mv, origin.step_mv)
         if gap := block.first_sample - segment.end:
             counts = np.concatenate([missing(gap, len(origin.leads)), counts])
@@ -119,7 +128,7 @@ class RecordSink:
             try:
                 self._finish(segment)
             except OSError as error:
-                failed = error
+                failed = failed or error
             os.close(segment.dat)
         if failed is not None:
             raise failed

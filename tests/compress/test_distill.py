@@ -112,6 +112,9 @@ def test_a_student_is_the_recipe_s_with_the_teacher_s_signal(
     assert student.spec.signal_key() == net.spec.signal_key()
     assert student.spec.labels == net.spec.labels
     assert student.spec.parameters != net.spec.parameters
+    # The excerpt is no release of PTB-XL, whatever the teacher has learned from.
+    assert net.spec.trained_on == "PTB-XL 1.0.1 folds 1-8, 100 Hz"
+    assert (student.spec.trained_on, student.spec.thresholds_from) == ("PTB-XL folds 1-8, 100 Hz", "PTB-XL fold 9")
     assert len(info["teacher_sha256"]) == 64
     assert {"loss_teacher", "loss_labels", "loss_contrast"} <= result.history[0].keys()
     total = [sum(value for key, value in row.items() if key.startswith("loss_")) for row in result.history]

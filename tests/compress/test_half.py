@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.errors import GateFailed, RecipeError
 from compress.golden import add_golden
 from compress.half import half, overflowing, rounding, to_half
-from compress.quantize import Calibrator
+from compress.quantize import Calibrator, with_spec
 from runtime.errors import ModelError
 from runtime.golden import TOLERANCE, read_golden, self_test
 from runtime.model import Model, read_model
@@ -30,6 +30,7 @@ def golden_fp32(fp32: Path, folder: Path, everything: EcgData) -> Path:
     """The exported teacher with golden windows."""
     path = folder / "golden-fp32.onnx"
     shutil.copy(fp32, path)
+    with_spec(path, read_model(path)[1].model_copy(update={"measured": {"macro_auc": 0.9}}))
     add_golden(path, everything)
     return path
 
@@ -64,9 +65,11 @@ def test_weights_are_float16_and_the_outside_is_as_it_was(fp16: Path, golden_fp3
 
 def test_the_spec_says_fp16_and_where_it_comes_from(fp16: Path, golden_fp32: Path) -> None:
     (file, spec), (_, halved) = read_model(golden_fp32), read_model(fp16)
+    assert (spec.measured, halved.measured) == ({"macro_auc": 0.9}, {})
     assert halved.precision == "fp16"
     assert halved.provenance["halved_from_sha256"] == file.sha256
-    assert halved.model_copy(update={"precision": "fp32", "provenance": spec.provenance}) == spec
+    as_before = {"precision": "fp32", "provenance": spec.provenance, "measured": spec.measured}
+    assert halved.model_copy(update=as_before) == spec
 
 
 def test_golden_windows_go_along_with_the_new_files_own_logits(fp16: Path, golden_fp32: Path) -> None:

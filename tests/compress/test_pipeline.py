@@ -470,7 +470,7 @@ def test_a_file_that_was_changed_is_made_again(
 
 
 def test_folds_are_scored_when_all_is_decided(
-    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path
+    finished: Path, teacher: Path, mini: Path, cache: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
     recipe, preset = load_recipe(str(recipe_file)), PRESETS["ptbxl-super"]
     report = run_pipeline(teacher, recipe, preset, mini, finished, cache=cache, test_folds=[10])
@@ -481,6 +481,11 @@ def test_folds_are_scored_when_all_is_decided(
     assert (row["sha256"], row["records"]) == (own.sha256, len(own.data))
     assert row["per_label"]["MI"]["threshold"] == own.spec.thresholds[1]
     assert 'id="test"' in (finished / "report.html").read_text()
+    # Other test recordings have other figures.
+    tree = shutil.copytree(mini, tmp_path / "mini")
+    next(tree.rglob(f"{own.data.record[0]:05}_lr.hea")).unlink()
+    report = run_pipeline(teacher, recipe, preset, tree, finished, cache=cache, test_folds=[10])
+    assert {row["records"] for row in report.test.values()} == {len(own.data) - 1}
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from runtime.chain import batch_windows
 from runtime.errors import ModelError
 from runtime.golden import read_golden, self_test
 from runtime.model import Model, read_model
+from runtime.spec import METADATA_KEY
 from train.dataset import EcgData
 from train.evaluate import onnx_logits
 from train.metrics import auc
@@ -263,6 +266,42 @@ def test_a_source_that_is_no_model(everything: EcgData, tmp_path: Path) -> None:
         quantize(tmp_path / "x.onnx", tmp_path / "y.onnx", everything)
 
 
+def test_figures_of_the_float_model_are_not_those_of_the_quantized_one(
+    fp32: Path, everything: EcgData, tmp_path: Path
+) -> None:
+    source, made = tmp_path / "x.onnx", tmp_path / "y.onnx"
+    shutil.copy(fp32, source)
+    with_spec(source, read_model(source)[1].model_copy(update={"measured": {"macro_auc": 0.9}}))
+    quantize(source, made, everything, records=16, method="minmax")
+    assert read_model(made)[1].measured == {}
+
+
+def other_leads(model: onnx.ModelProto) -> None:
+    (entry,) = (item for item in model.metadata_props if item.key == METADATA_KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"leads": ["I"]})
+
+
+def no_last_node(model: onnx.ModelProto) -> None:
+    del model.graph.node[-1]
+
+
+def other_output(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "y"
+
+
+@pytest.mark.parametrize("change", [other_leads, no_last_node, other_output])
+def test_a_graph_that_is_not_what_its_spec_says(
+    m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    model, source = onnx.load(str(fp32)), tmp_path / "x.onnx"
+    change(model)
+    onnx.save(model, str(source))
+    code, _, err = m2jl("quantize", source, "--data", mini, "--cache", cache, "--out", tmp_path / "y.onnx")
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert str(source) in line
+
+
 def test_a_spec_can_be_replaced_and_the_weights_stay(int8: Path, everything: EcgData, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(int8.read_bytes())
@@ -288,6 +327,22 @@ def test_no_model_is_written_over_what_it_is_made_of(
         (line,) = err.strip().splitlines()
         assert f"{out}: --out would be written over the " in line
     assert own.read_bytes() == made_of.read_bytes()
+
+
+@pytest.mark.parametrize("out", [".", "", "/", "FOLDER", "FILE/x.onnx"])
+@pytest.mark.parametrize("command", ["export", "quantize", "half"])
+def test_a_place_that_cannot_be_written_is_one_line_before_the_work(
+    m2jl: M2jl, teacher: Path, fp32: Path, mini: Path, tmp_path: Path, command: str, out: str
+) -> None:
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FILE").touch()
+    place = out if out in (".", "", "/") else tmp_path / out
+    options = ("--data", mini) if command == "quantize" else ()
+    code, _, err = m2jl(command, teacher if command == "export" else fp32, "--out", place, *options)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"m2jl: error: cannot write {Path(place)}: ")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["FILE", "FOLDER"]
 
 
 def test_the_command(m2jl: M2jl, fp32: Path, mini: Path, cache: Path, tmp_path: Path) -> None:

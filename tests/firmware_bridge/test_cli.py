@@ -13,9 +13,9 @@ import pytest
 import wfdb
 from typer.testing import CliRunner
 
-from firmware_bridge.cli import app
+from firmware_bridge.cli import app, when_asked_to_end
 from firmware_bridge.device import Device
-from firmware_bridge.errors import BridgeError
+from firmware_bridge.errors import BridgeError, OptionError
 from firmware_bridge.recording import Recording
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +94,43 @@ def test_faults_a_resampled_record_and_a_name_for_the_port(record: Path, tmp_pat
     assert report["faults"]["bitflip"] > 10
     assert report["faults"]["unplug"] > 2
     assert "x bitflip" in people
+
+
+def test_a_terminal_that_is_closed_ends_the_recording_too(record: Path) -> None:
+    with emulate(str(record), "--tcp", "0", "--json", "--repeat", "100") as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        end, _ = process.communicate(timeout=30)
+    assert json.loads(end)["finished"] is False
+    assert process.returncode == 0
+
+
+def test_signals_that_ask_for_the_end_and_one_that_nohup_ignores() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    asked: list[int] = []
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        when_asked_to_end(lambda: asked.append(1))
+        for number in numbers:
+            signal.raise_signal(number)
+        assert asked == [1, 1, 1]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        when_asked_to_end(lambda: asked.append(1))
+        signal.raise_signal(signal.SIGHUP)
+        assert asked == [1, 1, 1]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("options", [["--record", "x"], ["--duration", "5"]])
+def test_wire_refuses_for_a_recording_what_is_for_a_device(tmp_path: Path, options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["wire", str(tmp_path / "session.bin"), *options])
+    assert isinstance(result.exception, OptionError)
+    assert str(result.exception).startswith(f"{options[0]} is for a device; ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

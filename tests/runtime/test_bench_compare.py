@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +184,30 @@ def test_the_command_prints_a_table_and_why_there_is_no_energy(run: Callable[...
     assert result.exit_code == 0
     assert "student" in result.stdout
     assert "energy: not measured, this machine has neither" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["FOLDER", "FILE/page.html", f"{300 * 'x'}.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FILE").touch()
+    monkeypatch.setattr("runtime.bench.report.write_html", None)
+    result = run("--html", tmp_path / place)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--html" in result.stderr
+
+
+def test_figures_are_printed_before_a_page_is_written(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("runtime.bench.report.write_html", full)
+    result = run("--json", "--html", tmp_path / "page.html")
+    assert isinstance(result.exception, OSError)
+    assert json.loads(result.stdout) == [row()]
 
 
 @pytest.mark.parametrize("arguments", [("--threads", "1,x"), ("--batch", "0"), ("--batch", "2,2")])

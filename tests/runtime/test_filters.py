@@ -220,6 +220,18 @@ def test_a_rate_without_a_simple_ratio_is_refused(rate_hz: float) -> None:
         resampler(rate_hz)
 
 
+def test_a_rate_whose_filter_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(SourceError) as caught:
+        resampler(31_999.9)
+    assert str(caught.value) == (
+        "cannot resample 31999.9 Hz to 100 Hz: their ratio 1000/319999 takes a filter of 11.6 million taps; "
+        "a device that sends a multiple of 100 Hz, or less often, can be read"
+    )
+    assert resampler(32_000.0).delay_s > 0
+    with pytest.raises(SourceError, match="million taps"):  # the notch is longer than the low-pass
+        PolyphaseResampler(4000.2, 200.0, high_hz=80.0, leads=1, notch_hz=50.0)
+
+
 @pytest.mark.parametrize("rate_hz", [499.512, 499.9, 199.805])
 def test_many_phases_take_little_memory(rate_hz: float) -> None:
     assert resampler(rate_hz)._bank.nbytes < 2_000_000

@@ -35,7 +35,7 @@ STEP_MV = 0.01
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """The command catches signals; afterwards they are pytest's again."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -336,13 +336,51 @@ def test_what_the_broker_refuses_is_kept_and_offered_again(
         sink.write(event_of(number))
     wait_until(lambda: sink.counts()["refused"] > 40)
     assert listener.events() == []
-    assert caplog.text.count("refuses events: Not authorized") == 1
+    assert caplog.text.count("refuses events of ward/patch_1/event: Not authorized") == 1
     assert sink.counts()["waiting"] == 30
     rules.write_text("topic readwrite #\n")
     assert broker._process is not None
     broker._process.send_signal(1)  # read the configuration anew
     wait_until(lambda: len(set(listener.events())) == 30)
     assert listener.events() == [float(number) for number in range(30)]
+    sink.close()
+
+
+@needs_broker
+def test_a_topic_that_is_refused_keeps_no_other_waiting(
+    broker: Broker,
+    listen: Callable[[], Listener],
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("runtime.sinks.mqtt.REFUSED_WAIT_S", 0.3)
+    rules = broker.folder / "rules"
+    rules.write_text("topic read #\ntopic write ward/+/status\ntopic write ward/good/event\n")
+    broker.configure("allow_anonymous true", f"acl_file {rules}")
+    broker.start()
+    listener = listen()
+    sink: Any = open_sink(url, "gateway")
+    for number in range(25):  # more than may be under way
+        sink.write(event_of(number, "stranger"))
+    for number in range(100, 130):
+        sink.write(event_of(number, "good"))
+    wait_until(lambda: len(listener.events()) == 30)
+    for number in range(130, 200):
+        sink.write(event_of(number, "good"))
+        time.sleep(0.02)  # so that the other topic is tried again in between
+    wait_until(lambda: len(listener.events()) == 100)
+    wait_until(lambda: sink.counts()["waiting"] == 25)
+    assert listener.events() == [float(number) for number in range(100, 200)]
+    assert sink.counts()["delivered"] == 100
+    assert sink.counts()["refused"] > 40
+    assert caplog.text.count("refuses events") == 1
+    rules.write_text("topic readwrite #\n")
+    assert broker._process is not None
+    broker._process.send_signal(1)  # read the configuration anew
+    wait_until(lambda: sink.counts()["waiting"] == 0)
+    wait_until(lambda: len(set(listener.events())) == 125)
+    assert [number for number in listener.events() if number < 100] == [float(number) for number in range(25)]
     sink.close()
 
 
@@ -540,6 +578,30 @@ def test_what_was_refused_is_offered_again_later_but_not_before_the_rest_is_answ
     assert last_s is None if unanswered else last_s is not None and 0.0 < last_s <= REFUSED_WAIT_S
 
 
+def test_more_time_is_of_use_as_long_as_a_topic_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yes, no = SimpleNamespace(is_failure=False), SimpleNamespace(is_failure=True)
+    spool = Spool(tmp_path / "spool")
+    for topic in ("bad", "good"):
+        spool.add(topic, "event")
+    busy: list[bool] = []
+
+    class Watched(Answers):
+        def get(self, timeout: float | None) -> tuple[str, object]:
+            made.wait(PATIENCE_S)
+            busy.append(sink.busy)
+            return super().get(timeout)
+
+    made = threading.Event()
+    told: list[tuple[str, object]] = [("acked", (1, yes)), ("acked", (2, no)), ("acked", (3, yes))]
+    answers = Watched(("connected", None), *told, ("lost", "server shutting down"))
+    monkeypatch.setattr("runtime.sinks.mqtt.queue.SimpleQueue", lambda: answers)
+    sink = MqttSink(Numbers(), ("broker", 1), "ward", "patch", spool)
+    made.set()
+    sink.close()
+    assert busy == [True, True, True, True, False, False]
+    assert sink.counts()["waiting"] == 1
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -558,6 +620,18 @@ def test_an_address_that_makes_no_sense_is_refused(url: str, says: str) -> None:
         open_sink(url)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def nobody(_number: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(SinkError, match=r"give \?spool=FOLDER"):
+        open_sink("mqtt://127.0.0.1:1/ward")
 
 
 def test_the_spool_lies_where_state_belongs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -582,6 +656,10 @@ def test_a_spool_gives_back_in_order_what_was_not_removed(tmp_path: Path) -> Non
         spool.add("topic", str(number))
     numbers = [number for number, _, _ in spool.after(0, 100)]
     assert [payload for _, _, payload in spool.after(numbers[2], 3)] == ["3", "4", "5"]
+    spool.add('an "other"', "10")
+    assert [payload for _, _, payload in spool.after(numbers[2], 3, ["topic", "none"])] == ["10"]
+    assert [payload for _, _, payload in spool.after(numbers[8], 3, ['an "other"'])] == ["9"]
+    spool.remove([number for number, _, _ in spool.after(numbers[9], 1)])
     spool.remove([numbers[0], numbers[4], 12345])
     assert len(spool) == 8
     spool.close()

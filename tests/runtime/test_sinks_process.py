@@ -1,16 +1,21 @@
-"""`m2jl run` with sinks, as a process: ended by SIGTERM, by its reader, and with a sink that hangs."""
+"""`m2jl run` with sinks, as a process: ended by SIGTERM, by its terminal, by its reader, and with a sink that hangs."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +73,14 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return [json.loads(text) for (text,) in database.execute("SELECT json FROM event ORDER BY id")]
     finally:
         database.close()
+
+
+def rows_so_far(path: Path) -> list[dict[str, Any]]:
+    """The same while another process begins to write it."""
+    try:
+        return rows_of(path)
+    except sqlite3.OperationalError:
+        return []
 
 
 def terminate(process: subprocess.Popen[str]) -> tuple[float, str, str]:
@@ -135,6 +148,94 @@ def test_sigterm_ends_soon_even_if_a_sink_hangs_for_ever(start: Start, tmp_path:
     stuck, kept = counts[f"file:{pipe}"], counts[f"sqlite:{database}"]
     assert kept["written"] == len(rows_of(database)) > 0
     assert (stuck["written"], stuck["dropped"]) == (0, kept["written"])
+
+
+@pytest.mark.parametrize("view", [[], ["--view"]])
+def test_a_terminal_that_is_closed_ends_the_run_with_everything_kept(
+    root: Path, record: Path, tmp_path: Path, view: list[str]
+) -> None:
+    """As with an ssh connection that breaks: nobody reads any more what is said, and the system sends SIGHUP."""
+    database, strips, stats = tmp_path / "alerts.db", tmp_path / "strips", tmp_path / "stats.json"
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "m2jl", "run", "--source", f"file://{record}", "--speed", "8", *view]
+    process = subprocess.Popen(
+        [*command, "--sink", f"sqlite:{database}", "--sink", f"wfdb:{strips}", "--stats", stats],
+        cwd=root,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its)
+    enough = threading.Event()
+
+    def read() -> None:
+        with suppress(OSError):  # the process ended before its time
+            while not enough.is_set():
+                os.read(ours, 65536)
+        os.close(ours)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        until_s = time.monotonic() + 60
+        while not (database.exists() and any(event["event"] == "onset" for event in rows_so_far(database))):
+            assert process.poll() is None
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        enough.set()
+        process.wait(60)
+    finally:
+        enough.set()
+        process.kill()
+        reader.join()
+    told = rows_of(database)
+    assert told[-1]["detail"] == "monitoring ends"
+    assert told[-1]["t_device_s"] < 60  # the record was not over
+    onsets = [event["label"] for event in told if event["event"] == "onset"]
+    assert sorted(event["label"] for event in told if event["event"] == "offset") == sorted(onsets)
+    assert len(list(strips.glob("*.hea"))) == len(onsets)
+    assert json.loads(stats.read_text())["sinks"][f"wfdb:{strips}"]["strips"] == len(onsets)
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(root: Path, record: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "m2jl", "run", "--source", f"file://{record}", "--speed", "16"]
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    told = [json.loads(line) for line in [first, *out.splitlines()]]
+    assert process.returncode == 0
+    assert told[-1]["t_device_s"] == 60
+
+
+def test_strips_that_had_no_room_are_told_at_the_end(
+    m2jl_in_process: Callable[..., tuple[int, str, str]], record: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # signals stay pytest's
+
+    def refuse(_path: Path, _content: str | bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.sinks.wfdb_strips.write_atomically", refuse)
+    # So short that an onset's 20 s are not over.
+    code, out, err = m2jl_in_process(
+        "run", "--source", f"file://{record}", "--duration", "20", "--sink", "-", "--sink", f"wfdb:{tmp_path}"
+    )
+    assert code == 0
+    onsets = out.count('"onset"')
+    assert onsets > 0
+    counted = f"{onsets} strip{'' if onsets == 1 else 's'}"
+    assert err.splitlines()[-1].endswith(f" events written, 0 and {counted} lost ([Errno 28] No space left on device)")
 
 
 def test_a_reader_that_goes_away_ends_the_run_without_complaint(start: Start) -> None:

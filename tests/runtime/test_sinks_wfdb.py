@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from firmware_bridge import Block, Recording
+from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.session import write_atomically
-from runtime.sinks import Delivery, Origin
+from runtime.sinks import Delivery, Origin, open_sink
 from runtime.sinks.wfdb_format import INVALID, LARGEST, annotation_file, encode, to_counts
 from runtime.sinks.wfdb_full import RecordSink
 from runtime.sinks.wfdb_strips import StripSink
@@ -136,7 +137,7 @@ def test_a_strip_is_the_signal_from_ten_seconds_before_an_onset_to_twenty_after(
     assert notes.sample.tolist() == [5000, 10_000, 12_500]
     assert notes.aux_note == ["AFIB", "end AFIB", "PVC"]
     assert record.base_datetime == datetime(2026, 1, 31, 12, 0, 0)  # ten seconds before it was told
-    assert sink.counts() == {"strips": 2}
+    assert sink.counts() == {"strips": 2, "strips_lost": 0}
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -183,6 +184,23 @@ def test_a_restart_ends_a_strip_and_the_next_holds_nothing_of_before(tmp_path: P
     assert_same(second, after)
 
 
+def stopped(ecg_mv: NDArray[np.float32], first: int) -> list[Block]:
+    """Blocks behind a stop of the device, whose clock stood still."""
+    head, *rest = blocks_of(ecg_mv, first=first)
+    return [Block(first, head.ecg_mv, head.lead_off, head.saturated, 0, False, resumed=True), *rest]
+
+
+@pytest.mark.parametrize("sink_of", [StripSink, RecordSink])
+def test_signal_from_both_sides_of_a_stop_is_in_no_record_together(tmp_path: Path, sink_of: Any) -> None:
+    before, after, sink = signal(20), signal(10, seed=8), sink_of(tmp_path)
+    feed(sink, blocks_of(before), [alert("onset", 19.0, "A")])
+    feed(sink, stopped(after, first=10_000), [alert("onset", 25.0, "B")])
+    sink.close()
+    first, second = (wfdb.rdrecord(str(path)) for path in records_in(tmp_path))
+    assert start_of(first) + first.sig_len == start_of(second) == 10_000
+    assert second.sig_len == 5000
+
+
 def test_an_event_may_come_after_its_samples(tmp_path: Path) -> None:
     ecg_mv, sink = signal(60), StripSink(tmp_path)
     feed(sink, blocks_of(ecg_mv[:, : 34 * 500]))
@@ -208,6 +226,7 @@ def test_devices_are_kept_apart_and_unknown_ones_have_no_strip(tmp_path: Path) -
     (path,) = records_in(tmp_path)
     assert path.name.startswith("other_")
     assert_same(wfdb.rdrecord(str(path)), theirs)
+    assert sink.counts() == {"strips": 1, "strips_lost": 1}
 
 
 def test_no_strip_overwrites_another(tmp_path: Path) -> None:
@@ -230,6 +249,67 @@ def test_a_strip_that_had_no_room_is_written_when_there_is_some(
     feed(sink, blocks[349:])
     sink.close()
     assert_same(wfdb.rdrecord(str(records_in(tmp_path / "strips")[0])), ecg_mv)
+
+
+def test_a_strip_without_room_at_the_end_keeps_no_other_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = StripSink(tmp_path)
+    for block in blocks_of(signal(20)):
+        for device in ("one", "two"):
+            sink.write_block(replace(ORIGIN, device=device), block)
+    for device in ("one", "two"):
+        for label in ("A", "B", "C"):
+            sink.write(alert("onset", 18.0, label, device))
+
+    def write(path: Path, content: str | bytes) -> None:
+        if "_A." in path.name or ("two" in path.name and "_C." in path.name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path.name)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("runtime.sinks.wfdb_strips.write_atomically", write)
+    with pytest.raises(OSError, match=r"No space .*one_\w*_A"):  # the first of three
+        sink.close()
+    assert [path.name[:3] + path.name[-2:] for path in records_in(tmp_path)] == ["one_B", "one_C", "two_B"]
+    assert sink.counts() == {"strips": 3, "strips_lost": 3}
+
+
+def test_a_strip_of_which_no_sample_is_left_is_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = StripSink(tmp_path)
+    feed(sink, blocks_of(signal(90)))
+    sink.write(alert("onset", 15.0))  # a gateway that is a minute and more behind
+    feed(sink, blocks_of(signal(1), first=45_000))
+    sink.close()
+    assert not records_in(tmp_path)
+    assert sink.counts() == {"strips": 0, "strips_lost": 1}
+    assert caplog.messages == ["no strip of AFIB of patch/12 at 15.0 s: its samples are not there"]
+
+
+@pytest.mark.parametrize("samples", [10_000, 9999, 9996])
+def test_an_onset_in_the_last_window_of_a_recording_has_a_strip(tmp_path: Path, samples: int) -> None:
+    """A window ends on the model's grid, at 100 Hz up to four samples at 500 Hz behind a recording's last."""
+    ecg_mv, sink = signal(20)[:, :samples], StripSink(tmp_path)
+    for block in blocks_of(ecg_mv):
+        sink.write_block(ORIGIN, block)
+    sink.write(alert("onset", 20.0))
+    sink.close()
+    (path,) = records_in(tmp_path)
+    record, notes = wfdb.rdrecord(str(path)), wfdb.rdann(str(path), "alert")
+    assert_same(record, ecg_mv)
+    assert start_of(record) + record.sig_len == samples
+    assert (notes.sample.tolist(), notes.aux_note) == ([record.sig_len - 1], ["AFIB"])
+    assert sink.counts() == {"strips": 1, "strips_lost": 0}
+
+
+@pytest.mark.parametrize("kind", ["wfdb", "wfdb-full"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(SinkError, match="cannot write into folder /proc/self: "):  # which is not even root's to write
+        open_sink(f"{kind}:/proc/self")
+    sink = open_sink(f"{kind}:{tmp_path}")
+    assert not list(tmp_path.iterdir())
+    sink.close()
 
 
 def test_memory_of_a_long_stream_is_bounded(tmp_path: Path) -> None:
@@ -357,7 +437,7 @@ def no_headers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     def write(path: Path, content: str | bytes) -> None:
         if path.suffix == ".hea" and path.stem[-4:] in full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, f"No space for {path.stem[-4:]}")
         write_atomically(path, content)
 
     monkeypatch.setattr("runtime.sinks.wfdb_full.write_atomically", write)
@@ -420,7 +500,8 @@ def test_an_alert_that_no_record_could_hold_counts_as_dropped(
     report = delivery.report()["all"]
     assert (report["written"], report["dropped"]) == (1, 2)  # an update is never noted
     assert report["samples_written"] == sum(block.samples for block in before)
-    assert "no record of patch/12 is open in which AFIB could be noted" in report["last_error"]
+    assert "no record of patch/12 is open in which AFIB could be noted: " in report["last_error"]
+    assert "No space for" in report["last_error"]  # the reason, which came first
     assert not list(tmp_path.glob("*.alert"))
 
 
@@ -440,13 +521,13 @@ def test_a_header_without_room_keeps_no_other_record_from_its_end(tmp_path: Path
     for block in blocks_of(signal(2)):
         for name in names:
             sink.write_block(replace(ORIGIN, device=name), block)
-    no_headers.add("0002")
-    with pytest.raises(OSError, match="No space"):
+    no_headers.update({"0002", "0003"})
+    with pytest.raises(OSError, match="No space for 0003"):  # what failed first
         sink.close()
     lengths = {
         path.name[:3]: path.with_suffix(".hea").read_text().split("\n")[0].split()[3:] for path in records_in(tmp_path)
     }
-    assert [bool(lengths[name[:3]]) for name in names] == [True, False, True]
+    assert [bool(lengths[name[:3]]) for name in names] == [True, False, False]
 
 
 def test_a_real_recording_comes_back_within_a_step(tmp_path: Path, sample: Recording, sample_path: Path) -> None:
@@ -472,6 +553,7 @@ def test_what_was_decided_before_a_restart_spoils_nothing_after_it(tmp_path: Pat
         sink.write(alert("onset", 59.0))
         feed(sink, blocks_of(signal(88), first=1000))
         sink.close()
+    assert strips.counts() == {"strips": 0, "strips_lost": 1}
     assert not records_in(tmp_path / "strips")  # its signal is not what comes at 59 s of the new clock
     _, after = records_in(tmp_path / "full")
     assert wfdb.rdann(str(after), "alert").sample.tolist() == [1000]

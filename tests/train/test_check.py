@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from train.check import Report, check
 from train.datasets import DATA_SETS
 from train.errors import DataError
 from train.fetch import CHECKSUMS
+from train.table import open_table
 
 M2jl = Callable[..., tuple[int, str, str]]
 
@@ -292,6 +294,33 @@ def test_a_list_that_names_a_recording_again(fixtures: Path, tmp_path: Path) -> 
     root = shutil.copytree(fixtures / "cinc2017", tmp_path / "cinc2017")
     damage(root / "training" / "REFERENCE.csv", lambda blob: blob + blob.partition(b"\n")[0])
     fails(root, "REFERENCE.csv, line 5 names A00004 again")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("A00004,N\nA00034,X\n", "REFERENCE.csv, line 2: 'X' is none of N, A, O, ~"),
+        ("Recording,First_label\nA0001,10\n", "REFERENCE.csv, line 2: '10' holds more than numbers 1 to 9"),
+        ("Recording,First_label\nA0001,-1\n", "REFERENCE.csv, line 2: '-1' holds more than numbers 1 to 9"),
+        ("Recording,First_label\nA0001,5.0\n", "REFERENCE.csv, line 2: '5.0' holds more than numbers 1 to 9"),
+        ("Recording,First_label\n", "REFERENCE.csv names no recordings"),
+    ],
+)
+def test_a_list_that_training_refuses_is_no_whole_data_set(
+    fixtures: Path, tmp_path: Path, content: str, says: str
+) -> None:
+    root = shutil.copytree(fixtures / "cinc2017", tmp_path / "cinc2017")
+    (root / "training" / "REFERENCE.csv").write_text(content)
+    fails(root, says)
+    with pytest.raises(DataError, match=re.escape(says)):
+        open_table(root)
+
+
+@pytest.mark.parametrize("rate", ["0", "-360", "nan", "5e2"])
+def test_a_rate_that_is_none(tmp_path: Path, rate: str) -> None:
+    write_record(tmp_path / "a", noise(9))
+    damage(tmp_path / "a.hea", lambda blob: blob.replace(b" 360 ", f" {rate} ".encode()))
+    assert check(tmp_path).unreadable == {"a": f"the header says a rate of {rate}, which is none"}
 
 
 def test_linked_folders_are_followed(tree: Path, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import wfdb
 
 from runtime.filters import resample
 from runtime.spec import ModelSpec
+from train.check import check
 from train.cinc2017 import CLASSES, read_table
 from train.dataset import load, read_signal
 from train.errors import DataError
+from train.table import open_table
 
 SPEC = ModelSpec(name="hand-held", leads=("I",), labels=CLASSES, thresholds=(0.5,) * 4, hop_s=1.0)
 
@@ -40,6 +42,26 @@ def test_the_corrected_list_outranks_the_other_wherever_both_are(folder: Path, p
     (folder / place / "REFERENCE-v3.csv").write_text("A00004,N\nA00034,~\nA00099,O\n")
     assert labels(folder) == {"A00004": "NORMAL", "A00034": "NOISY"}
     assert read_table(folder).without_files == 1
+
+
+def test_of_several_lists_the_one_that_holds_the_others_counts(folder: Path) -> None:
+    wanted, lines = labels(folder), (folder / "training" / "REFERENCE.csv").read_text().splitlines(keepends=True)
+    (folder / "sample").mkdir()
+    for part in (lines[1:2], lines):
+        (folder / "sample" / "REFERENCE.csv").write_text("".join(part))
+        assert labels(folder) == wanted
+
+
+@pytest.mark.parametrize("line", ["A00004,N\n", "A00099,N\n"], ids=["another label", "another recording"])
+def test_lists_that_do_not_agree_are_named(folder: Path, line: str) -> None:
+    (folder / "sample").mkdir()
+    (folder / "sample" / "REFERENCE.csv").write_text(line)
+    for read in (read_table, open_table, check):
+        with pytest.raises(DataError) as caught:
+            read(folder)
+        places = ", ".join(str(Path(part, "REFERENCE.csv")) for part in ("sample", "training"))
+        assert f"do not agree ({places}): name the folder of one of them" in str(caught.value)
+    assert len(labels(folder / "training")) == 4
 
 
 def test_recordings_may_lie_deeper(folder: Path) -> None:

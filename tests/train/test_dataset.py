@@ -184,7 +184,11 @@ DAMAGE = {
     "cut short": (cut_short, "ValueError"),
     "not a number": (not_a_number, "not numbers"),
     "a rate too low": (header(" 100 1000", " 50 1000"), "50 Hz"),
-    "no rate": (header(" 100 1000", " 0 1000"), "rate"),
+    "no rate": (header(" 100 1000", " 0 1000"), "the header says a rate of 0"),
+    "a rate below zero": (header(" 100 1000", " -100 1000"), "the header says a rate of -100"),
+    "a rate that is no number": (header(" 100 1000", " nan 1000"), "the header says a rate of nan"),
+    "a rate that wfdb takes for another": (header(" 100 1000", " 1e2 1000"), "the header says a rate of 1e2"),
+    "a lead twice": (header(" AVL\n", " aVR\n"), "has 2 leads of that name (AVR, aVR), and which one is meant"),
     "no signal": (lambda path: path.with_suffix(".hea").write_text("01123_lr 0 100 1000\n"), "no signal"),
     "no header": (lambda path: path.with_suffix(".hea").write_bytes(bytes(range(256))), "01123_lr"),
     "no voltage": (header("1000.0(0)/mV 16 0 52 1900 0 AVR", "1000.0(0)/mmHg 16 0 52 1900 0 AVR"), "AVR is in mmHg"),
@@ -232,6 +236,17 @@ def test_a_recording_that_cannot_be_used_is_named_counted_and_left_out(
     assert load(tree, spec, [9], cache=tmp_path / "cache").unreadable == (RECORD,)
 
 
+@pytest.mark.parametrize("rate", ["100.", "100.0", "100/1000(3)"])
+def test_a_rate_may_be_written_in_other_ways(tree: Path, rate: str) -> None:
+    header(" 100 1000", f" {rate} 1000")(tree / RECORD)
+    assert read_signal(tree / RECORD, ["I"])[1] == 100.0
+
+
+def test_a_lead_that_is_not_asked_for_may_be_there_twice(tree: Path) -> None:
+    header(" AVL\n", " aVR\n")(tree / RECORD)
+    assert read_signal(tree / RECORD, ["I", "V2"])[0].shape == (2, 1000)
+
+
 @pytest.mark.parametrize(("unit", "gain"), [("uV", "1.0"), ("V", "1000000.0"), ("nV", "0.001")])
 def test_units_are_brought_to_mv(
     tree: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData, unit: str, gain: str
@@ -275,6 +290,22 @@ def test_a_recording_that_cannot_be_read_now_ends_it_and_nothing_is_kept(
     assert (str(fault) or "not enough memory") in str(caught.value)
     assert folders(tmp_path) == []
     np.testing.assert_array_equal(load(mini, spec, [9], cache=tmp_path).samples, validation.samples)
+
+
+@pytest.mark.parametrize("place", ["records100", "records100/01000/01123_lr.dat"])
+def test_files_that_disappear_while_they_are_read_end_it_and_nothing_is_kept(
+    tree: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData, place: str
+) -> None:
+    def move(done: int, _total: int) -> None:
+        if done == 2:
+            (tree / place).rename(tmp_path / "moved")
+
+    cache = tmp_path / "cache"
+    with pytest.raises(ReadError, match=f"^{tree}: files changed or disappeared while they were read"):
+        load(tree, spec, [9], cache=cache, progress=move)
+    assert folders(cache) == []
+    (tmp_path / "moved").rename(tree / place)
+    np.testing.assert_array_equal(load(tree, spec, [9], cache=cache).samples, validation.samples)
 
 
 def test_a_folder_whose_name_is_not_utf_8(mini: Path, spec: ModelSpec, tmp_path: Path, validation: EcgData) -> None:
