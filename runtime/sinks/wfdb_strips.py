@@ -4,9 +4,9 @@ From 10 s before an onset to 20 s after it, all leads at the device's rate and r
 beside it notes every onset (the label) and offset (``end LABEL``) within the strip, at the end of the window that
 decided.  Read it with ``wfdb.rdrecord(path)`` and ``wfdb.rdann(path, "alert")``.
 
-A strip is written when its last sample has come; at the end of a stream, or where the device restarts or was stopped, it is shorter.
-What was lost within it has WFDB's value for samples that are not there.  A record appears whole or not at all.  An
-onset that gets no strip is counted, as `strips_lost`.
+A strip is written when its last sample has come; at the end of a stream, or where the device restarts or was stopped,
+it is shorter.  What was lost within it has WFDB's value for samples that are not there.  A record appears whole or not
+at all.  An onset that gets no strip is counted, as `strips_lost`.
 """
 
 from __future__ import annotations
