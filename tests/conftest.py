@@ -22,6 +22,9 @@ settings.load_profile("m2jlnet")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start what runs in the background so, and children inherit it: tests of Ctrl-C would then wait in vain.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # So under nohup. What has a handler here is the system's default in children; this one keeps the suite going.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

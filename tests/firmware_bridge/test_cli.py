@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +39,19 @@ def record(tmp_path: Path, recording: Recording) -> Path:
     return tmp_path / "synthetic"
 
 
-def emulate(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def emulate(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-c", "from firmware_bridge.cli import app; app()", "emulate", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # a test that failed must not wait for it
 
 
 def test_the_first_line_is_the_url_and_the_record_comes_out_of_it(record: Path, recording: Recording) -> None:
