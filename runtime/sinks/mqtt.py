@@ -8,7 +8,8 @@
 outage, a restart of the broker or one of this process is delivered after it, in order.  An event arrives twice where
 its confirmation was lost, as QoS 1 allows.  Nothing new is sent after a reconnect before the broker has confirmed what
 was under way, so that the order holds.  A topic whose events the broker refuses waits by itself and is tried again
-every `REFUSED_WAIT_S`; events of other topics pass it meanwhile.
+every `REFUSED_WAIT_S`; events of other topics pass it meanwhile.  Where the broker changes its mind between two events
+of a topic that are under way, the one that it refused comes behind the other.
 
 A spool is one process's, which sends also what others that are gone have left for the same host, port and prefix: a
 patch that is replaced takes its name with it and leaves its alerts.  Spools lie in `?spool=FOLDER`, in the folder that
