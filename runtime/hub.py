@@ -340,8 +340,7 @@ class Hub:
         keepers = [sink for sink in self._sinks if isinstance(sink, BlockSink)]
         try:
             for block in source.blocks(tell):
-                if not monitor.follows_on(block):  # what came before it belongs to the signal before it
-                    self._put(feed, monitor.take_rest())
+                self._put(feed, monitor.take_before(block))
                 for sink in keepers:
                     sink.write_block(origin, block)
                 self._put(feed, monitor.take(block))

@@ -188,7 +188,7 @@ class Monitor:
     def take(self, block: Block) -> list[Step]:
         """The first half of `push`: the windows that a block completes, and what happened before and between them."""
         steps: list[Step] = []
-        if not self.follows_on(block):
+        if not self._follows_on(block):
             steps = self._begin_segment(block)
         self._expected = block.first_sample + block.samples
         self.stats.samples += block.samples
@@ -202,15 +202,22 @@ class Monitor:
             steps += self._cut(self._push_blocks(), began_s)
         return steps
 
-    def follows_on(self, block: Block) -> bool:
-        """Whether a block goes on where the one before it ended; if not, windows begin anew at it."""
-        return block.first_sample == self._expected and not block.anew and not self._interrupted
+    def take_before(self, block: Block) -> list[Step]:
+        """The windows that still wait for the filter where a block does not follow on the one before it.
+
+        `take` gives them too; whoever keeps the blocks wants them before this one, since they are not of its signal.
+        """
+        return [] if self._follows_on(block) else self.take_rest()
 
     def take_rest(self) -> list[Step]:
         """The windows that still wait for the filter, where the stream is over or begins anew: none reaches further."""
-        self._interrupted = self._expected is not None
+        self._interrupted = True
         began_s = time.perf_counter()
         return self._cut(self._push_blocks() + self._chain.flush(), began_s)
+
+    def _follows_on(self, block: Block) -> bool:
+        """Whether a block goes on where the one before it ended; if not, windows begin anew at it."""
+        return block.first_sample == self._expected and not block.anew and not self._interrupted
 
     def _push_blocks(self) -> list[Window]:
         """Send the blocks that wait through the chain."""

@@ -124,8 +124,7 @@ class Session:
         why = ""
         try:
             for block in self.source.blocks(self._tell_link):
-                if not self.monitor.follows_on(block):  # what came before it belongs to the signal before it
-                    self._deliver(self.monitor.carry_through(self.monitor.take_rest()))
+                self._deliver(self.monitor.carry_through(self.monitor.take_before(block)))
                 for keeps in block_sinks:
                     keeps.write_block(origin, block)
                 self._deliver(self.monitor.push(block))

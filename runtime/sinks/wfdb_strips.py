@@ -12,7 +12,6 @@ at all.  An onset that gets no strip is counted, as `strips_lost`.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from firmware_bridge import Block
 from runtime.errors import SinkError
 from runtime.events import Event
+from runtime.places import why_not
 from runtime.session import write_atomically
 from runtime.sinks.base import Origin, Sink, identifier, path_of
 from runtime.sinks.wfdb_format import ANNOTATOR, annotation_file, encode, header, missing, to_counts
@@ -203,11 +203,8 @@ def make_folder(url: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SinkError(f"cannot make folder {folder}: {error.strerror}") from error
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SinkError(f"cannot write into folder {folder}: {error.strerror}") from error
+    if why := why_not(folder / "probe"):
+        raise SinkError(f"cannot write into folder {folder}: {why}")
     return folder
 
 

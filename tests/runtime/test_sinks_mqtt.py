@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,6 +76,14 @@ class Broker:
             )
             + "\n"
         )
+
+    def allow(self, *rules: str) -> None:
+        """What clients may do, in Mosquitto's words, from the start or from now on."""
+        path = self.folder / "rules"
+        path.write_text("".join(f"topic {rule}\n" for rule in rules))
+        self.configure("allow_anonymous true", f"acl_file {path}")
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)  # read the configuration anew
 
     def start(self) -> None:
         assert MOSQUITTO is not None
@@ -325,9 +334,7 @@ def test_what_the_broker_refuses_is_kept_and_offered_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("runtime.sinks.mqtt.REFUSED_WAIT_S", 0.3)
-    rules = broker.folder / "rules"
-    rules.write_text("topic read #\ntopic write ward/+/status\n")
-    broker.configure("allow_anonymous true", f"acl_file {rules}")
+    broker.allow("read #", "write ward/+/status")
     broker.start()
     listener = listen()
     sink = open_sink(url, "patch")
@@ -338,9 +345,7 @@ def test_what_the_broker_refuses_is_kept_and_offered_again(
     assert listener.events() == []
     assert caplog.text.count("refuses events of ward/patch_1/event: Not authorized") == 1
     assert sink.counts()["waiting"] == 30
-    rules.write_text("topic readwrite #\n")
-    assert broker._process is not None
-    broker._process.send_signal(1)  # read the configuration anew
+    broker.allow("readwrite #")
     wait_until(lambda: len(set(listener.events())) == 30)
     assert listener.events() == [float(number) for number in range(30)]
     sink.close()
@@ -355,9 +360,7 @@ def test_a_topic_that_is_refused_keeps_no_other_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("runtime.sinks.mqtt.REFUSED_WAIT_S", 0.3)
-    rules = broker.folder / "rules"
-    rules.write_text("topic read #\ntopic write ward/+/status\ntopic write ward/good/event\n")
-    broker.configure("allow_anonymous true", f"acl_file {rules}")
+    broker.allow("read #", "write ward/+/status", "write ward/good/event")
     broker.start()
     listener = listen()
     sink: Any = open_sink(url, "gateway")
@@ -375,9 +378,7 @@ def test_a_topic_that_is_refused_keeps_no_other_waiting(
     assert sink.counts()["delivered"] == 100
     assert sink.counts()["refused"] > 40
     assert caplog.text.count("refuses events") == 1
-    rules.write_text("topic readwrite #\n")
-    assert broker._process is not None
-    broker._process.send_signal(1)  # read the configuration anew
+    broker.allow("readwrite #")
     wait_until(lambda: sink.counts()["waiting"] == 0)
     # Not in order where the broker read its rules anew between two events that were under way.
     wait_until(lambda: sorted(listener.events()) == [float(number) for number in (*range(25), *range(100, 200))])
