@@ -7,9 +7,10 @@
 `write` puts an event into a spool on the disk, and the broker's confirmation takes it out.  So what happens during an
 outage, a restart of the broker or one of this process is delivered after it, in order.  An event arrives twice where
 its confirmation was lost, as QoS 1 allows.  Nothing new is sent after a reconnect before the broker has confirmed what
-was under way, so that the order holds.  A topic whose events the broker refuses waits by itself and is tried again
-every `REFUSED_WAIT_S`; events of other topics pass it meanwhile.  Where the broker changes its mind between two events
-of a topic that are under way, the one that it refused comes behind the other.
+was under way, so that the order holds.  A topic whose events the broker refuses waits by itself, and its oldest event
+is tried again every `REFUSED_WAIT_S`, the others once the broker has taken that one; events of other topics pass it
+meanwhile.  Where a broker that refused an event takes the next one of the same topic, which was under way already, the
+one that it refused comes behind it.
 
 A spool is one process's, which sends also what others that are gone have left for the same host, port and prefix: a
 patch that is replaced takes its name with it and leaves its alerts.  Spools lie in `?spool=FOLDER`, in the folder that
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import queue
 import socket
@@ -98,6 +100,7 @@ class MqttSink:
         self._catching_up = False
         self._sent = 0  # the spool's number of what was sent last
         self._again_s: dict[str, float] = {}  # topics whose events were refused, and when each is tried again
+        self._tried: dict[str, int] = {}  # of these, the spool's number of the event that the broker is asked about
         self._told_refused: set[str] = set()  # topics of which that was told since the connection was made
         self._delivered = self._refused = self._connects = 0
         if len(spool):
@@ -176,7 +179,7 @@ class MqttSink:
 
     def _wait_s(self) -> float | None:
         """How long there is nothing to do without news."""
-        if not self._again_s or self._under_way:  # what was refused waits for the answers to the rest
+        if not self._again_s or self._under_way or not self._connected:  # what was refused waits for the rest's answers
             return None
         return max(0.0, min(self._again_s.values()) - time.monotonic())
 
@@ -210,31 +213,41 @@ class MqttSink:
             return []
         if reason.is_failure:
             self._refused += 1
+            self._tried.pop(topic, None)
             self._again_s[topic] = time.monotonic() + REFUSED_WAIT_S
             if topic not in self._told_refused:
                 self._told_refused.add(topic)
                 log.warning("%s refuses events of %s: %s; they wait in the spool", self._shown, topic, reason)
             return []
+        if self._tried.get(topic) == spooled:
+            self._again_s[topic] = 0.0
         return [spooled]
 
     def _send(self) -> None:
         now_s = time.monotonic()
         due = [topic for topic, again_s in self._again_s.items() if again_s <= now_s]
-        if due:
-            # From the beginning of the spool again, where a topic's oldest event is: once nothing is under way, or
-            # that would be sent twice.  It takes the broker an answer, and the other topics wait no longer than that.
-            if self._under_way:
-                return
-            for topic in due:
-                del self._again_s[topic]
-            self._sent = 0
+        if due and self._under_way:
+            return  # for an answer of the broker: what is begun anew below would be sent twice
         if not self._connected or self._catching_up:
             return
+        for topic in due:
+            oldest = None if topic in self._tried else self._spool.oldest(topic)
+            if oldest is None:  # the broker has taken it, or it has made room
+                self._tried.pop(topic, None)
+                del self._again_s[topic]
+                self._sent = 0  # from the beginning of the spool again, where the others of this topic are
+            else:
+                self._publish(*oldest)
+                self._tried[topic] = oldest[0]
+                self._again_s[topic] = math.inf  # until there is an answer
         room = UNDER_WAY - len(self._under_way)
-        for number, topic, payload in self._spool.after(self._sent, room, self._again_s):
-            info = self._client.publish(topic, payload, qos=1, properties=self._properties)
-            self._under_way[info.mid] = number, topic
-            self._sent = number
+        for message in self._spool.after(self._sent, room, self._again_s):
+            self._publish(*message)
+            self._sent = message[0]
+
+    def _publish(self, number: int, topic: str, payload: str) -> None:
+        info = self._client.publish(topic, payload, qos=1, properties=self._properties)
+        self._under_way[info.mid] = number, topic
 
     def _forget_confirmed(self) -> None:
         if self._confirmed:

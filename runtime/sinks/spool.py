@@ -88,6 +88,14 @@ class Spool:
                 (number, json.dumps(list(without)), count),
             ).fetchall()
 
+    def oldest(self, topic: str) -> tuple[int, str, str] | None:
+        """The first message of a topic, if there is one."""
+        with self._lock, failures_of(self._path):
+            message: tuple[int, str, str] | None = self._database.execute(
+                "SELECT number, topic, payload FROM message WHERE topic = ? ORDER BY number LIMIT 1", (topic,)
+            ).fetchone()
+        return message
+
     def remove(self, numbers: Iterable[int]) -> None:
         """Forget messages, those that are not there included."""
         with self._transaction():
