@@ -230,16 +230,17 @@ class MqttSink:
             return  # for an answer of the broker: what is begun anew below would be sent twice
         if not self._connected or self._catching_up:
             return
-        for topic in due:
-            oldest = None if topic in self._tried else self._spool.oldest(topic)
-            if oldest is None:  # the broker has taken it, or it has made room
-                self._tried.pop(topic, None)
-                del self._again_s[topic]
-                self._sent = 0  # from the beginning of the spool again, where the others of this topic are
-            else:
-                self._publish(*oldest)
-                self._tried[topic] = oldest[0]
-                self._again_s[topic] = math.inf  # until there is an answer
+        for topic in due[:UNDER_WAY]:
+            if self._tried.pop(topic, None) is None:
+                self._again_s[topic] = now_s + REFUSED_WAIT_S  # should the spool not be readable now
+                if (oldest := self._spool.oldest(topic)) is not None:
+                    self._publish(*oldest)
+                    self._tried[topic] = oldest[0]
+                    self._again_s[topic] = math.inf  # until there is an answer
+                    continue
+            # The broker has taken it, or it has made room: from the beginning of the spool again, where the others are.
+            del self._again_s[topic]
+            self._sent = 0
         room = UNDER_WAY - len(self._under_way)
         for message in self._spool.after(self._sent, room, self._again_s):
             self._publish(*message)

@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 from runtime.errors import SinkError
 from runtime.events import Event
 from runtime.sinks import Delivery, open_sink, open_sinks
-from runtime.sinks.mqtt import REFUSED_WAIT_S, MqttSink
+from runtime.sinks.mqtt import REFUSED_WAIT_S, UNDER_WAY, MqttSink
 from runtime.sinks.spool import Spool
 
 # Debian puts it where only root looks.
@@ -605,6 +605,67 @@ def test_of_a_topic_that_was_refused_the_oldest_event_goes_first_and_alone(
     sink = MqttSink(Recorder(), ("broker", 1), "ward", "patch", spool)
     sink.close()
     assert sent == ["0", "1", "2", "0", "0", "1", "2"]
+
+
+class Later(Answers):
+    """The same, with a clock: it moves on, past the time of another attempt, before each piece of news of this kind."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: str, *answers: tuple[str, object]) -> None:
+        super().__init__(*answers)
+        self._kind, self._now_s, self.most = kind, 0.0, 0
+        self.sink: MqttSink | None = None
+        self.made = threading.Event()
+        monkeypatch.setattr("runtime.sinks.mqtt.time", SimpleNamespace(monotonic=lambda: self._now_s))
+        monkeypatch.setattr("runtime.sinks.mqtt.queue.SimpleQueue", lambda: self)
+
+    def get(self, timeout: float | None) -> tuple[str, object]:
+        self.made.wait(PATIENCE_S)
+        assert self.sink is not None
+        self.most = max(self.most, len(self.sink._under_way))
+        if self._answers[0][0] == self._kind:
+            self._now_s += REFUSED_WAIT_S + 1
+        return super().get(timeout)
+
+    def play(self, spool: Spool) -> None:
+        """To a sink with this spool, from its beginning to its end."""
+        self.sink = MqttSink(Numbers(), ("broker", 1), "ward", "patch", spool)
+        self.made.set()
+        self.sink.close()
+
+
+def test_of_many_refused_topics_no_more_are_tried_at_once_than_may_be_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no = SimpleNamespace(is_failure=True)
+    topics = UNDER_WAY + 5
+    spool = Spool(tmp_path / "spool")
+    for number in range(topics):
+        spool.add(f"topic/{number}", "event")
+    refused: list[tuple[str, object]] = [("acked", (number, no)) for number in range(2, 2 + topics)]
+    again: list[tuple[str, object]] = [("acked", (number, no)) for number in range(2 + topics, 2 + 2 * topics)]
+    later = Later(
+        monkeypatch, "added", ("connected", None), *refused, ("added", None), *again, ("lost", "shutting down")
+    )
+    later.play(spool)
+    assert later.most == UNDER_WAY
+    assert later.sink is not None
+    assert later.sink.counts()["refused"] == 2 * topics
+
+
+def test_a_spool_that_cannot_be_read_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic that is due, and cannot be asked for, must not keep the thread busy."""
+    yes, no = SimpleNamespace(is_failure=False), SimpleNamespace(is_failure=True)
+    spool = Spool(tmp_path / "spool")
+    spool.add("topic", "0")
+
+    def unreadable(_topic: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(spool, "oldest", unreadable)
+    told: list[tuple[str, object]] = [("connected", None), ("acked", (1, yes)), ("acked", (2, no)), ("added", None)]
+    later = Later(monkeypatch, "added", *told, ("lost", "shutting down"))
+    later.play(spool)
+    assert later.timeouts_s == [None, None, None, REFUSED_WAIT_S, REFUSED_WAIT_S, None]
 
 
 def test_a_topic_whose_refused_events_made_room_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
